@@ -1,0 +1,16 @@
+"""The description of a run: frozen, keyword-only dataclasses that check themselves, and nothing but data."""
+
+from davinci_jax.experiment.curriculum import Batch, LearningRate, Stage
+from davinci_jax.experiment.data import DataConfig, Source
+from davinci_jax.experiment.experiment import Experiment
+from davinci_jax.experiment.model import ModelConfig, RopeScaling
+from davinci_jax.experiment.optimizer import OptimizerConfig
+from davinci_jax.experiment.overrides import apply_overrides
+from davinci_jax.experiment.runtime import CheckpointConfig, EvaluationConfig, MeshConfig, RunConfig
+from davinci_jax.experiment.serialize import fingerprint, from_json, identity, load_config, to_dict, to_json
+
+__all__ = [
+    "Batch", "CheckpointConfig", "DataConfig", "EvaluationConfig", "Experiment", "LearningRate", "MeshConfig", "ModelConfig",
+    "OptimizerConfig", "RopeScaling", "RunConfig", "Source", "Stage", "apply_overrides", "fingerprint", "from_json", "identity",
+    "load_config", "to_dict", "to_json",
+]
