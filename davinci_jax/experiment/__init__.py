@@ -10,7 +10,24 @@ from davinci_jax.experiment.runtime import CheckpointConfig, EvaluationConfig, M
 from davinci_jax.experiment.serialize import fingerprint, from_json, identity, load_config, to_dict, to_json
 
 __all__ = [
-    "Batch", "CheckpointConfig", "DataConfig", "EvaluationConfig", "Experiment", "LearningRate", "MeshConfig", "ModelConfig",
-    "OptimizerConfig", "RopeScaling", "RunConfig", "Source", "Stage", "apply_overrides", "fingerprint", "from_json", "identity",
-    "load_config", "to_dict", "to_json",
+    "Batch",
+    "CheckpointConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "Experiment",
+    "LearningRate",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RopeScaling",
+    "RunConfig",
+    "Source",
+    "Stage",
+    "apply_overrides",
+    "fingerprint",
+    "from_json",
+    "identity",
+    "load_config",
+    "to_dict",
+    "to_json",
 ]

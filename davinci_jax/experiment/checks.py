@@ -18,7 +18,9 @@ def within(section: str, low: float, high: float, **values: float | None) -> Non
     """Raises unless each value lies in [low, high]; `None` means unset and passes."""
     for name, value in values.items():
         if value is not None and not low <= value <= high:
-            raise ConfigError(f"{section}.{name}", value, f"is outside [{low:g}, {high:g}]", f"give a number from {low:g} to {high:g}")
+            raise ConfigError(
+                f"{section}.{name}", value, f"is outside [{low:g}, {high:g}]", f"give a number from {low:g} to {high:g}"
+            )
 
 
 def one_of(section: str, known: Iterable[str], **values: str) -> None:
@@ -26,4 +28,6 @@ def one_of(section: str, known: Iterable[str], **values: str) -> None:
     known = tuple(known)
     for name, value in values.items():
         if value not in known:
-            raise ConfigError(f"{section}.{name}", value, f"is not one of {', '.join(known)}", nearest(str(value), known))
+            raise ConfigError(
+                f"{section}.{name}", value, f"is not one of {', '.join(known)}", nearest(str(value), known)
+            )

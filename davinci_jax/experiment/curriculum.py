@@ -54,11 +54,23 @@ class LearningRate:
         checks.positive(section, peak=self.peak, decay=self.decay)
         checks.one_of(section, SHAPES, shape=self.shape)
         checks.within(section, 0, 1, decay=self.decay)
-        checks.within(section, 0, float("inf"), warmup_steps=self.warmup_steps, warmup_from=self.warmup_from, final=self.final)
+        checks.within(
+            section, 0, float("inf"), warmup_steps=self.warmup_steps, warmup_from=self.warmup_from, final=self.final
+        )
         if self.shape == "constant" and self.final is not None:
-            raise ConfigError(f"{section}.final", self.final, "does nothing with a constant shape", "leave it out or choose a shape that decays")
+            raise ConfigError(
+                f"{section}.final",
+                self.final,
+                "does nothing with a constant shape",
+                "leave it out or choose a shape that decays",
+            )
         if self.shape != "constant" and self.final is None:
-            raise ConfigError(f"{section}.final", None, f"is needed by the shape {self.shape!r}", "name the value at the end of the stage")
+            raise ConfigError(
+                f"{section}.final",
+                None,
+                f"is needed by the shape {self.shape!r}",
+                "name the value at the end of the stage",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,10 +98,25 @@ class Stage:
             raise ConfigError(f"{section}.batch", (), "is empty", "give at least one batch size")
         for piece in self.batch[:-1]:
             if piece.steps is None:
-                raise ConfigError(f"{section}.batch.steps", None, "only the last piece may leave out its steps", "say how many steps it lasts")
+                raise ConfigError(
+                    f"{section}.batch.steps",
+                    None,
+                    "only the last piece may leave out its steps",
+                    "say how many steps it lasts",
+                )
         if self.batch[-1].steps is not None:
-            raise ConfigError(f"{section}.batch.steps", self.batch[-1].steps, "the last piece lasts to the end of the stage", "leave it out")
+            raise ConfigError(
+                f"{section}.batch.steps",
+                self.batch[-1].steps,
+                "the last piece lasts to the end of the stage",
+                "leave it out",
+            )
         for domain, share in self.mixture.items():
             checks.within(f"{section}.mixture", 0, float("inf"), **{domain: share})
         if not sum(self.mixture.values()) > 0:
-            raise ConfigError(f"{section}.mixture", dict(self.mixture), "adds up to nothing", "give at least one domain a positive share")
+            raise ConfigError(
+                f"{section}.mixture",
+                dict(self.mixture),
+                "adds up to nothing",
+                "give at least one domain a positive share",
+            )

@@ -45,7 +45,9 @@ class Source:
         checks.one_of(section, ("all", "answers"), loss=self.loss)
         checks.positive(section, tokens=self.tokens, max_epochs=self.max_epochs, weight=self.weight)
         if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ConfigError(f"{section}.name", self.name, "cannot be a folder name", "use letters, digits, '-', '_' and '.'")
+            raise ConfigError(
+                f"{section}.name", self.name, "cannot be a folder name", "use letters, digits, '-', '_' and '.'"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,9 @@ class DataConfig:
         for domain in self.domains:
             given = [source.weight is not None for source in self.sources if source.domain == domain]
             if any(given) and not all(given):
-                raise ConfigError("data.sources.weight", domain, "is given for some sources of the domain only", "give all or none")
+                raise ConfigError(
+                    "data.sources.weight", domain, "is given for some sources of the domain only", "give all or none"
+                )
 
     @property
     def domains(self) -> tuple[str, ...]:

@@ -41,17 +41,26 @@ class Experiment:
             raise ConfigError("curriculum", (), "has no stage", "name at least one stage")
         if self.data.sequence_length > self.model.max_positions:
             raise ConfigError(
-                "data.sequence_length", self.data.sequence_length, f"is longer than model.max_positions = {self.model.max_positions}",
+                "data.sequence_length",
+                self.data.sequence_length,
+                f"is longer than model.max_positions = {self.model.max_positions}",
                 "shorten the rows or raise max_positions",
             )
         stages = [stage.name for stage in self.curriculum]
         for name in stages:
             if stages.count(name) > 1:
-                raise ConfigError("curriculum.name", name, "is used by two stages", "give every stage a name of its own")
+                raise ConfigError(
+                    "curriculum.name", name, "is used by two stages", "give every stage a name of its own"
+                )
         for source in self.data.sources:
             for name in source.stages or ():
                 if name not in stages:
-                    raise ConfigError(f"data.sources[{source.name}].stages", name, "is no stage of the curriculum", nearest(name, stages))
+                    raise ConfigError(
+                        f"data.sources[{source.name}].stages",
+                        name,
+                        "is no stage of the curriculum",
+                        nearest(name, stages),
+                    )
         for stage in self.curriculum:
             self._check_mixture(stage)
 
@@ -59,9 +68,19 @@ class Experiment:
         """Every domain that a stage weighs must have a source that the stage may draw from."""
         for domain, share in stage.mixture.items():
             if domain not in self.data.domains:
-                raise ConfigError(f"curriculum[{stage.name}].mixture", domain, "is no domain of the sources", nearest(domain, self.data.domains))
-            usable = [s for s in self.data.sources if s.domain == domain and (s.stages is None or stage.name in s.stages)]
+                raise ConfigError(
+                    f"curriculum[{stage.name}].mixture",
+                    domain,
+                    "is no domain of the sources",
+                    nearest(domain, self.data.domains),
+                )
+            usable = [
+                s for s in self.data.sources if s.domain == domain and (s.stages is None or stage.name in s.stages)
+            ]
             if share > 0 and not usable:
                 raise ConfigError(
-                    f"curriculum[{stage.name}].mixture", domain, "has no source in this stage", "add the stage to a source's `stages` or set the share to 0"
+                    f"curriculum[{stage.name}].mixture",
+                    domain,
+                    "has no source in this stage",
+                    "add the stage to a source's `stages` or set the share to 0",
                 )

@@ -78,9 +78,18 @@ class ModelConfig:
 
     def __post_init__(self):
         checks.positive(
-            "model", vocab_size=self.vocab_size, hidden_size=self.hidden_size, num_layers=self.num_layers,
-            num_heads=self.num_heads, num_kv_heads=self.num_kv_heads, head_size=self.head_size, mlp_size=self.mlp_size,
-            max_positions=self.max_positions, rope_base=self.rope_base, norm_eps=self.norm_eps, init_std=self.init_std,
+            "model",
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_size=self.head_size,
+            mlp_size=self.mlp_size,
+            max_positions=self.max_positions,
+            rope_base=self.rope_base,
+            norm_eps=self.norm_eps,
+            init_std=self.init_std,
             loss_chunk=self.loss_chunk,
         )
         checks.within("model", 0, 1, z_loss=self.z_loss)
@@ -88,7 +97,12 @@ class ModelConfig:
         checks.one_of("model", ("bfloat16", "float32", "float16"), compute_dtype=self.compute_dtype)
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
-                "model.num_kv_heads", self.num_kv_heads, f"does not divide num_heads = {self.num_heads}", "choose a divisor"
+                "model.num_kv_heads",
+                self.num_kv_heads,
+                f"does not divide num_heads = {self.num_heads}",
+                "choose a divisor",
             )
         if self.head_size % 2:
-            raise ConfigError("model.head_size", self.head_size, "is odd, and rotary embeddings turn pairs", "choose an even width")
+            raise ConfigError(
+                "model.head_size", self.head_size, "is odd, and rotary embeddings turn pairs", "choose an even width"
+            )

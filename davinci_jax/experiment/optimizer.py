@@ -38,4 +38,6 @@ class OptimizerConfig:
         checks.one_of("optimizer", ("adamw", "muon"), name=self.name)
         checks.within("optimizer", 0, 1, beta1=self.beta1, beta2=self.beta2, muon_momentum=self.muon_momentum)
         checks.within("optimizer", 0, 10, weight_decay=self.weight_decay)
-        checks.positive("optimizer", eps=self.eps, clip_norm=self.clip_norm, muon_steps=self.muon_steps, muon_rms=self.muon_rms)
+        checks.positive(
+            "optimizer", eps=self.eps, clip_norm=self.clip_norm, muon_steps=self.muon_steps, muon_rms=self.muon_rms
+        )

@@ -52,7 +52,9 @@ def _key(tree: Any, key: str, name: str) -> Any:
     if isinstance(tree, dict) and key in tree:
         return key
     if isinstance(tree, list):
-        known = [str(item["name"]) if isinstance(item, dict) and "name" in item else str(n) for n, item in enumerate(tree)]
+        known = [
+            str(item["name"]) if isinstance(item, dict) and "name" in item else str(n) for n, item in enumerate(tree)
+        ]
         if key in known:
             return known.index(key)
         if key.isdigit() and int(key) < len(tree):
@@ -60,5 +62,7 @@ def _key(tree: Any, key: str, name: str) -> Any:
     else:
         known = list(tree) if isinstance(tree, dict) else []
     if not known:
-        raise ConfigError(name, None, f"goes below {key!r}, where there are no fields", "name a field, not a part of its value")
+        raise ConfigError(
+            name, None, f"goes below {key!r}, where there are no fields", "name a field, not a part of its value"
+        )
     raise ConfigError(name, None, f"has an unknown part {key!r}", nearest(key, known))

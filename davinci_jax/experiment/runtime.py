@@ -23,7 +23,12 @@ class MeshConfig:
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
             if value == 0 or value < -1:
-                raise ConfigError(f"mesh.{name}", value, "is no axis size", "give a positive number, or -1 for the devices that are left")
+                raise ConfigError(
+                    f"mesh.{name}",
+                    value,
+                    "is no axis size",
+                    "give a positive number, or -1 for the devices that are left",
+                )
         if self.replica == -1 and self.fsdp == -1:
             raise ConfigError("mesh.replica", -1, "and mesh.fsdp = -1 cannot both take what is left", "fix one of them")
 
@@ -63,7 +68,9 @@ class CheckpointConfig:
         checks.positive("checkpoint", **dataclasses.asdict(self))
         if self.keep_every is not None and self.keep_every % self.every_steps:
             raise ConfigError(
-                "checkpoint.keep_every", self.keep_every, f"is no multiple of every_steps = {self.every_steps}, so those steps are never saved",
+                "checkpoint.keep_every",
+                self.keep_every,
+                f"is no multiple of every_steps = {self.every_steps}, so those steps are never saved",
                 "choose a multiple",
             )
 
@@ -93,7 +100,9 @@ class RunConfig:
     watchdog_seconds: float = 1800.0
 
     def __post_init__(self):
-        checks.positive("run", micro_batch=self.micro_batch, log_every_steps=self.log_every_steps, peak_flops=self.peak_flops)
+        checks.positive(
+            "run", micro_batch=self.micro_batch, log_every_steps=self.log_every_steps, peak_flops=self.peak_flops
+        )
         checks.within("run", 0, float("inf"), watchdog_seconds=self.watchdog_seconds)
         checks.within("run", 0, 2**31 - 1, seed=self.seed)
         if not self.name or "/" in self.name:

@@ -131,11 +131,15 @@ def load_config(path: str) -> Experiment:
     if file.is_dir():
         file = file / "experiment.json"
     if not file.is_file():
-        raise ConfigError("CONFIG", path, "does not exist", "name a recipe such as configs/quickstart.py, or a run directory")
+        raise ConfigError(
+            "CONFIG", path, "does not exist", "name a recipe such as configs/quickstart.py, or a run directory"
+        )
     if file.suffix == ".json":
         return from_json(file.read_text(), str(file))
     if file.suffix != ".py":
-        raise ConfigError("CONFIG", path, "is neither a Python recipe nor JSON", "name a file that ends in .py or .json")
+        raise ConfigError(
+            "CONFIG", path, "is neither a Python recipe nor JSON", "name a file that ends in .py or .json"
+        )
     return _run_recipe(file)
 
 
@@ -147,10 +151,14 @@ def _run_recipe(file: pathlib.Path) -> Experiment:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError("CONFIG", str(file), f"cannot be run ({type(error).__name__}: {error})", "mend the recipe") from error
+        raise ConfigError(
+            "CONFIG", str(file), f"cannot be run ({type(error).__name__}: {error})", "mend the recipe"
+        ) from error
     if not callable(getattr(module, "config", None)):
         raise ConfigError("CONFIG", str(file), "has no function config()", "let config() return an Experiment")
     experiment = module.config()
     if not isinstance(experiment, Experiment):
-        raise ConfigError("CONFIG", str(file), f"config() returned a {type(experiment).__name__}", "return an Experiment")
+        raise ConfigError(
+            "CONFIG", str(file), f"config() returned a {type(experiment).__name__}", "return an Experiment"
+        )
     return experiment
