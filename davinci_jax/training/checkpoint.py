@@ -1,0 +1,247 @@
+"""Checkpoints that notice damage: Orbax steps, saved asynchronously, sealed, fingerprinted and verified on load."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import shutil
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from davinci_jax.errors import CheckpointError
+from davinci_jax.experiment import CheckpointConfig
+from davinci_jax.training.fingerprint import fingerprint
+from davinci_jax.training.seal import find_damage, is_sealed, read_meta, write_seal
+from davinci_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run directory.
+
+    Args:
+      directory: the folder that holds one folder per step.
+      config: what is kept.
+
+    On opening, steps whose save never finished are removed. A step that is damaged is renamed to `<step>.damaged`, so
+    that nothing is lost and the step can be saved again; `damaged` lists (step, what is wrong).
+    """
+
+    def __init__(self, directory: str | pathlib.Path, config: CheckpointConfig):
+        # Orbax insists on absolute paths and logs every save at length.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.directory = pathlib.Path(directory).absolute()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.damaged: list[tuple[int, str]] = []
+        self._pending: threading.Thread | None = None
+        self._failure: tuple[int, BaseException] | None = None
+        self._set_damaged_aside()
+        self._orbax = _open_orbax(self.directory, config)
+
+    def steps(self) -> list[int]:
+        """Returns the steps with a whole checkpoint, oldest first."""
+        return [step for step in _steps_on_disk(self.directory) if is_sealed(self.directory / str(step))]
+
+    def save(self, state: TrainState, meta: dict[str, Any]) -> int:
+        """Starts saving the state with `meta` (JSON) and returns its step; waits only for the save before.
+
+        The arrays are copied before it returns, so the state may be donated at once. Call `poll` every step: it
+        raises what went wrong in the background.
+        """
+        self.wait()
+        step = int(state.step)
+        meta = {**meta, "step": step, "fingerprint": fingerprint(state)}
+        try:
+            response = self._orbax.save_async(step, _nested(state), force=True)
+        except Exception as error:
+            raise self._write_error(step, error) from error
+
+        def finish() -> None:
+            try:
+                response.result()
+                write_seal(self.directory / str(step), meta)
+            except BaseException as error:
+                self._failure = (step, error)
+
+        self._pending = threading.Thread(target=finish, name=f"save-{step}")
+        self._pending.start()
+        return step
+
+    def poll(self) -> None:
+        """Raises `CheckpointError` if a save in the background has failed."""
+        if self._pending and not self._pending.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the save in the background; raises `CheckpointError` if it failed."""
+        if self._pending:
+            self._pending.join()
+            self._pending = None
+        if self._failure:
+            (step, error), self._failure = self._failure, None
+            raise self._write_error(step, error) from error
+
+    def close(self) -> None:
+        """Waits for the last save and closes the folder."""
+        try:
+            self.wait()
+        finally:
+            self._close_orbax()
+
+    def _close_orbax(self) -> None:
+        try:
+            self._orbax.close()
+        except Exception as error:
+            # A failed save is reported by Orbax once more on closing; `wait` has told it already.
+            logging.getLogger(__name__).debug("closing after a failed save: %s", error)
+
+    def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:
+        """Returns the newest whole state and its meta, or `None` if nothing was ever saved.
+
+        Args:
+          abstract: shapes, dtypes and shardings of the state to load into; the mesh may differ from the saved one.
+          step: load this step instead of the newest.
+
+        Raises:
+          CheckpointError: every checkpoint is damaged, `step` is not there, or the arrays do not fit `abstract`.
+        """
+        steps = self.steps()
+        if step is not None and step not in steps:
+            raise CheckpointError(str(self.directory), step, "has no whole checkpoint of this step", f"choose one of {steps}")
+        for candidate in [step] if step is not None else reversed(steps):
+            loaded = self._load(candidate, abstract)
+            if loaded is not None:
+                return loaded
+        if self.damaged:
+            what = ", ".join(f"step {bad}: {why}" for bad, why in self.damaged)
+            raise CheckpointError(
+                str(self.directory), None, f"holds no whole checkpoint ({what})",
+                "restore one from a copy, or move the folder away to start anew",
+            )
+        return None
+
+    def _load(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        self._check_fits(step, abstract)
+        meta = read_meta(self.directory / str(step))
+        nested = self._orbax.load(step, _nested(abstract))
+        state = _unnested(abstract, nested)
+        loaded = fingerprint(state)
+        wrong = [name for name, value in meta["fingerprint"].items() if loaded.get(name) != value]
+        if not wrong:
+            return state, meta
+        self.damaged.append((step, f"array {wrong[0]} is not what was saved"))
+        return None
+
+    def _check_fits(self, step: int, abstract: TrainState) -> None:
+        """Raises with the names that differ; Orbax casts dtypes silently and reports shapes in riddles."""
+        saved = _describe(self._orbax.metadata(step).metadata)
+        wanted = _describe(_nested(abstract))
+        lines = [
+            f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
+            for name in sorted(saved.keys() | wanted.keys())
+            if saved.get(name) != wanted.get(name)
+        ]
+        if lines:
+            more = f" and {len(lines) - 4} more" if len(lines) > 4 else ""
+            raise CheckpointError(
+                f"{self.directory}/{step}", None, f"does not fit this model ({'; '.join(lines[:4])}{more})",
+                "use the experiment.json of the run that wrote it",
+            )
+
+    def _set_damaged_aside(self) -> None:
+        """Removes unfinished steps and renames damaged ones, all hosts agreeing, before Orbax lists the folder."""
+        for step in _steps_on_disk(self.directory):
+            folder = self.directory / str(step)
+            sealed = is_sealed(folder)
+            why = find_damage(folder) if sealed else "unfinished"
+            if _all_hosts(why is None):
+                continue
+            if sealed:
+                self.damaged.append((step, why or "damaged on another host"))
+            if jax.process_index() == 0:
+                if sealed:
+                    folder.rename(_free_name(folder.with_suffix(".damaged")))
+                else:
+                    shutil.rmtree(folder)
+        _all_hosts(True)  # nobody lists the folder before host 0 has cleared it
+
+    def _write_error(self, step: int, error: BaseException) -> CheckpointError:
+        whole = self.steps()
+        kept = f"step {whole[-1]} is whole" if whole else "there is no older one"
+        reason = " ".join(str(error).split())[:200]
+        return CheckpointError(
+            f"{self.directory}/{step}", None, f"could not be written ({reason}); {kept}",
+            "free or mend the disk and start the same command again",
+        )
+
+
+def _open_orbax(directory: pathlib.Path, config: CheckpointConfig) -> ocp.training.Checkpointer:
+    policies = ocp.training.preservation_policies
+    kept = [policies.LatestN(config.keep_last)]
+    if config.keep_every is not None:
+        kept.append(policies.EveryNSteps(config.keep_every))
+    context = ocp.Context()
+    # Measured: zstd makes saves 6 to 8 times slower for 7 % of the size.
+    context.array.saving.use_compression = False
+    return ocp.training.Checkpointer(
+        directory,
+        context=context,
+        cleanup_tmp_directories=True,
+        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(config.every_steps),
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+    )
+
+
+def _steps_on_disk(directory: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in directory.iterdir() if path.is_dir() and path.name.isdigit())
+
+
+def _free_name(path: pathlib.Path) -> pathlib.Path:
+    """Returns `path`, or `path` with the first number that is free."""
+    candidates = [path, *(path.with_name(f"{path.name}.{n}") for n in range(2, 1000))]
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def _all_hosts(ok: bool) -> bool:
+    if jax.process_count() == 1:
+        return ok
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.array([ok]))))
+
+
+def _nested(tree: Any) -> dict[str, Any]:
+    """Returns the arrays of any pytree as nested dicts by their path: a file layout that needs no class of ours."""
+    nested: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        *parents, name = _names(path)
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return nested
+
+
+def _unnested(like: Any, nested: dict[str, Any]) -> Any:
+    """Returns the arrays of `nested` in the structure of `like`."""
+
+    def find(path: tuple, _: Any) -> Any:
+        node = nested
+        for name in _names(path):
+            node = node[name]
+        return node
+
+    return jax.tree_util.tree_map_with_path(find, like)
+
+
+def _names(path: tuple) -> list[str]:
+    keys = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in path)
+    return [str(key) for key in keys]
+
+
+def _describe(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"/".join(_names(path)): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}

@@ -1,0 +1,49 @@
+"""What a checkpoint holds and the step advances."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from davinci_jax.experiment import ModelConfig
+from davinci_jax.models.decoder import Decoder, build
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The state of a run between two steps.
+
+    Attributes:
+      step: int32 scalar, the number of steps done.
+      model: parameters, float32.
+      opt_state: state of the optax chain, sharded like the parameters it belongs to.
+    """
+
+    step: jax.Array
+    model: Decoder
+    opt_state: Any
+
+
+def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """Returns the state before the first step, made in place on the devices of the current mesh."""
+
+    def init() -> TrainState:
+        model = build(config, jax.random.key(seed))
+        return TrainState(step=jnp.zeros((), jnp.int32), model=model, opt_state=optimizer.init(model))
+
+    return jax.jit(init)()
+
+
+def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """Returns shapes, dtypes and shardings of `init_state`, computing nothing."""
+
+    def init() -> TrainState:
+        model = build(config, jax.random.key(seed))
+        return TrainState(step=jnp.zeros((), jnp.int32), model=model, opt_state=optimizer.init(model))
+
+    return jax.eval_shape(init)
