@@ -110,7 +110,9 @@ class Checkpoints:
         """
         steps = self.steps()
         if step is not None and step not in steps:
-            raise CheckpointError(str(self.directory), step, "has no whole checkpoint of this step", f"choose one of {steps}")
+            raise CheckpointError(
+                str(self.directory), step, "has no whole checkpoint of this step", f"choose one of {steps}"
+            )
         for candidate in [step] if step is not None else reversed(steps):
             loaded = self._load(candidate, abstract)
             if loaded is not None:
@@ -118,7 +120,9 @@ class Checkpoints:
         if self.damaged:
             what = ", ".join(f"step {bad}: {why}" for bad, why in self.damaged)
             raise CheckpointError(
-                str(self.directory), None, f"holds no whole checkpoint ({what})",
+                str(self.directory),
+                None,
+                f"holds no whole checkpoint ({what})",
                 "restore one from a copy, or move the folder away to start anew",
             )
         return None
@@ -147,7 +151,9 @@ class Checkpoints:
         if lines:
             more = f" and {len(lines) - 4} more" if len(lines) > 4 else ""
             raise CheckpointError(
-                f"{self.directory}/{step}", None, f"does not fit this model ({'; '.join(lines[:4])}{more})",
+                f"{self.directory}/{step}",
+                None,
+                f"does not fit this model ({'; '.join(lines[:4])}{more})",
                 "use the experiment.json of the run that wrote it",
             )
 
@@ -173,7 +179,9 @@ class Checkpoints:
         kept = f"step {whole[-1]} is whole" if whole else "there is no older one"
         reason = " ".join(str(error).split())[:200]
         return CheckpointError(
-            f"{self.directory}/{step}", None, f"could not be written ({reason}); {kept}",
+            f"{self.directory}/{step}",
+            None,
+            f"could not be written ({reason}); {kept}",
             "free or mend the disk and start the same command again",
         )
 

@@ -19,7 +19,9 @@ from davinci_jax.training.state import TrainState
 StepFunction = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_step(config: ModelConfig, optimizer: optax.GradientTransformation, num_sources: int, state: Any) -> StepFunction:
+def make_step(
+    config: ModelConfig, optimizer: optax.GradientTransformation, num_sources: int, state: Any
+) -> StepFunction:
     """Returns the jitted step `(state, batch, num_micro) -> (state, metrics)`; the state is donated.
 
     The batch holds int32 [micro, rows, L] arrays, of which the first `num_micro` (int32 scalar) count: the bound is

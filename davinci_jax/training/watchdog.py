@@ -32,6 +32,8 @@ class Watchdog:
             time.sleep(min(1.0, self._limit / 4))
             last = self._last
             if last is not None and time.monotonic() - last > self._limit:
-                print(f"no step for {self._limit:.0f} s: the stacks follow, exit {EXIT_CODE}", file=sys.stderr, flush=True)
+                print(
+                    f"no step for {self._limit:.0f} s: the stacks follow, exit {EXIT_CODE}", file=sys.stderr, flush=True
+                )
                 faulthandler.dump_traceback(all_threads=True)
                 os._exit(EXIT_CODE)

@@ -1,0 +1,215 @@
+"""The `davinci` command: one thin function a verb, which says what it does and where its results lie."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from davinci_jax.errors import UserError
+
+# Modules that load JAX are imported by the verbs that need them, so that `davinci --help` answers at once.
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Print what a run would do; changes nothing."""
+    from rich.console import Console
+
+    from davinci_jax.training.plan import make_plan
+    from davinci_jax.training.plan_view import show_plan
+
+    result = make_plan(_experiment(args), num_devices=args.devices)
+    if args.json:
+        print(json.dumps(result, indent=2))
+    else:
+        show_plan(result, Console())
+
+
+def curate(args: argparse.Namespace) -> None:
+    """Make the documents of the sources that the project can curate itself."""
+    from davinci_jax.curation.run import curate as run
+
+    run(_experiment(args))
+
+
+def shard(args: argparse.Namespace) -> None:
+    """Turn documents into token shards; trains a tokenizer first where the config asks for one."""
+    from davinci_jax.data.build import shard_sources
+
+    shard_sources(_experiment(args), only=args.source, verify=args.verify)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Start a run, or continue it where it stopped."""
+    from davinci_jax.training.distributed import initialize
+    from davinci_jax.training.loop import train as run
+
+    initialize()
+    run(_experiment(args))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Held-out loss and bits per byte per domain of a checkpoint."""
+    from davinci_jax.training.offline import evaluate_run
+
+    result, file = evaluate_run(_experiment(args), args.step)
+    for name, value in result.items():
+        print(f"{name:32s} {value:.4f}" if isinstance(value, float) else f"{name:32s} {value}")
+    print(f"written to {file}")
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Continue prompts with a checkpoint."""
+    from davinci_jax.inference.run import generate_run
+
+    generate_run(
+        _experiment(args), args.prompt, step=args.step, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
+        top_k=args.top_k, top_p=args.top_p, seed=args.seed, save=args.save,
+    )  # fmt: skip
+
+
+def trace(args: argparse.Namespace) -> None:
+    """Show which documents a step of a run saw, down to their lineage."""
+    from davinci_jax.training.trace import print_trace
+
+    print_trace(_experiment(args), args.step, as_json=args.json)
+
+
+def to_hf(args: argparse.Namespace) -> None:
+    """Write a checkpoint as a folder that transformers loads."""
+    from davinci_jax.training.offline import export_run
+
+    export_run(_experiment(args), pathlib.Path(args.folder), args.step, args.dtype)
+    print(f"written to {args.folder}")
+
+
+def from_hf(args: argparse.Namespace) -> None:
+    """Begin the run of a config from the weights of a Hugging Face folder."""
+    from davinci_jax.training.offline import import_run
+
+    print(f"the weights are step 0 of {import_run(_experiment(args), pathlib.Path(args.folder))}")
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write report.html into the run directory."""
+    from davinci_jax.science.report import write_report
+
+    print(f"written to {write_report(_experiment(args).run.path)}")
+
+
+def _experiment(args: argparse.Namespace):
+    from davinci_jax.experiment import apply_overrides, load_config
+
+    experiment = apply_overrides(load_config(args.config), args.overrides)
+    if pathlib.Path(args.config).is_dir():
+        # A run directory may have been moved since it was written.
+        experiment = apply_overrides(experiment, [f"run.directory={json.dumps(args.config)}"])
+    return experiment
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="davinci", description="Open pretraining in JAX, from documents to a scored checkpoint."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _verb(verbs, plan).add_argument("--json", action="store_true", help="print JSON")
+    verbs.choices["plan"].add_argument(
+        "--devices", type=int, metavar="N", help="devices to plan for (default: those the mesh names, else 1)"
+    )
+    _verb(verbs, curate)
+    _verb(verbs, shard).add_argument(
+        "--source", action="append", metavar="NAME", help="only this source; may be repeated"
+    )
+    verbs.choices["shard"].add_argument(
+        "--verify", action="store_true", help="check the checksums of shard sets that are there"
+    )
+    _verb(verbs, train)
+    _step(_verb(verbs, evaluate))
+    _generate_options(_step(_verb(verbs, generate)))
+    one = _verb(verbs, trace)
+    one.add_argument("--step", type=int, required=True, metavar="N", help="the step, 1 is the first")
+    one.add_argument("--json", action="store_true", help="print JSON, one document a line")
+    _verb(verbs, report)
+    convert = verbs.add_parser("convert", help="To and from Hugging Face folders.").add_subparsers(
+        dest="way", required=True, metavar="WAY"
+    )
+    out = _step(_verb(convert, to_hf, folder=True))
+    out.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="of the weights written"
+    )
+    _verb(convert, from_hf, folder=True)
+    return parser
+
+
+def _verb(verbs, function: Callable, folder: bool = False) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(function.__name__.replace("_", "-"), help=function.__doc__, description=function.__doc__)
+    if folder:
+        parser.add_argument("folder", metavar="FOLDER", help="the Hugging Face folder")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a recipe (.py), a resolved experiment (.json) or a run directory"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields to change")
+    parser.set_defaults(function=function)
+    return parser
+
+
+def _step(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint (default: the newest whole one)")
+    return parser
+
+
+def _generate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="may be repeated (default: beginnings of held-out documents)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy")
+    parser.add_argument("--top-k", type=int, metavar="K")
+    parser.add_argument("--top-p", type=float, metavar="P")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--save", action="store_true", help="also write samples.json into the run directory, for the report"
+    )
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line; overrides may stand before, between or after options, with or without dashes."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    for text in rest:
+        if "=" not in text:
+            parser.error(f"unknown argument {text!r}; see `davinci {args.verb} --help`")
+    args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code: 0, or 2 with one line on standard error for what the user can mend."""
+    args = _parse(arguments)
+    try:
+        args.function(args)
+    except UserError as error:
+        print(f"davinci: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has gone; standard output cannot be flushed any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
+            raise
+        print(
+            f"davinci: {error.filename or 'disk'}: {error.strerror}; free the disk or mend its permissions and try again",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""The training loop: start or continue a run in its directory until its last stage ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from davinci_jax import optimizers
+from davinci_jax.data.batch import Batch
+from davinci_jax.errors import TrainingError
+from davinci_jax.evaluation.heldout import Heldout
+from davinci_jax.experiment import Experiment
+from davinci_jax.sharding import make_mesh
+from davinci_jax.training.checkpoint import Checkpoints
+from davinci_jax.training.inputs import Inputs, open_inputs
+from davinci_jax.training.interrupt import StopRequest
+from davinci_jax.training.layout import BatchLayout, batch_layout
+from davinci_jax.training.monitor import Monitor
+from davinci_jax.training.run_directory import open_run_directory, record_curriculum
+from davinci_jax.training.state import TrainState, abstract_state, init_state
+from davinci_jax.training.step import make_step
+from davinci_jax.training.watchdog import Watchdog
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended: the run directory, the steps done, and the signal that stopped it, if any."""
+
+    directory: pathlib.Path
+    step: int
+    stopped_by: str | None
+
+
+def train(experiment: Experiment) -> Outcome:
+    """Starts the run, or continues it from its newest whole checkpoint; returns when it ends or is asked to stop.
+
+    Raises:
+      UserError: anything that the user can mend; the run directory is left so that the same command continues it.
+    """
+    mesh = make_mesh(experiment.mesh)
+    with jax.set_mesh(mesh):
+        layout = batch_layout(experiment, mesh)
+        inputs = open_inputs(experiment, layout)
+        directory = open_run_directory(experiment)
+        record_curriculum(directory, experiment, inputs.timeline)
+        checkpoints = Checkpoints(directory / "checkpoints", experiment.checkpoint)
+        try:
+            with Monitor(experiment, inputs.timeline, directory) as monitor, StopRequest() as stop:
+                return _Run(experiment, layout, inputs, checkpoints, monitor, stop, directory).go()
+        finally:
+            inputs.close()
+            checkpoints.close()
+
+
+class _Run:
+    """One call of `train`, with everything open."""
+
+    def __init__(
+        self, experiment: Experiment, layout: BatchLayout, inputs: Inputs, checkpoints: Checkpoints,
+        monitor: Monitor, stop: StopRequest, directory: pathlib.Path,
+    ):  # fmt: skip
+        self.experiment, self.layout, self.inputs = experiment, layout, inputs
+        self.checkpoints, self.monitor, self.stop, self.directory = checkpoints, monitor, stop, directory
+        self.optimizer = optimizers.build(experiment.optimizer, inputs.timeline.learning_rates())
+        self.heldout = Heldout(experiment, inputs.heldout_rows, inputs.tokenizer, layout)
+        self.watchdog = Watchdog(experiment.run.watchdog_seconds)
+        self.last_saved = self.last_evaluated = -1
+        self._unread: tuple[int, Batch, Any] | None = None
+
+    def go(self) -> Outcome:
+        """Runs steps until the end of the table or a stop; always leaves a checkpoint of where it stopped."""
+        state = self._first_state()
+        first, last = int(state.step), self.inputs.timeline.num_steps
+        if first < last:
+            state = self._steps(state, first)
+        done = int(state.step)
+        if done > self.last_saved:
+            self._save(state)
+        self.checkpoints.wait()
+        if done == last and self.last_evaluated != done:
+            self._evaluate(state)
+        stopped_by = self.stop.signal if done < last else None
+        self.monitor.finish(done, stopped_by)
+        return Outcome(self.directory, done, stopped_by)
+
+    def _first_state(self) -> TrainState:
+        config, seed = self.experiment.model, self.experiment.run.seed
+        abstract = abstract_state(config, self.optimizer, seed)
+        restored = self.checkpoints.restore(abstract)
+        for step, why in self.checkpoints.damaged:
+            self.monitor.damaged_checkpoint(step, why)
+        if restored is None:
+            state, first = init_state(config, self.optimizer, seed), 0
+        else:
+            state, meta = restored
+            self.inputs.check_unchanged(meta["shards"], self.directory)
+            first = self.last_saved = int(meta["step"])
+        self.monitor.start(first, self.layout)
+        return state
+
+    def _steps(self, state: TrainState, first: int) -> TrainState:
+        step_function = None
+        waited = time.perf_counter()
+        for step, batch in self.inputs.loader.steps(first):
+            self.monitor.data_wait(time.perf_counter() - waited)
+            arguments = (self.layout.put(batch), jnp.asarray(batch.tokens.shape[0], jnp.int32))
+            if step_function is None:
+                step_function = self._compile(state, *arguments)
+            state, metrics = step_function(state, *arguments)
+            self._read_metrics()
+            self._unread = (step, batch, metrics)
+            self._after(step + 1, state)
+            self.watchdog.beat()
+            if self.stop.now(step + 1):
+                break
+            waited = time.perf_counter()
+        self._read_metrics()
+        self.monitor.flush()
+        self.watchdog.pause()
+        return state
+
+    def _compile(self, state: TrainState, batch: Batch, num_micro: jax.Array) -> Any:
+        """Compiles ahead of the first call: one executable serves the whole run, and the time is told apart."""
+        started = time.perf_counter()
+        step = make_step(self.experiment.model, self.optimizer, len(self.experiment.data.sources), state)
+        compiled = step.lower(state, batch, num_micro).compile()
+        self.monitor.compiled(time.perf_counter() - started)
+        return compiled
+
+    def _after(self, done: int, state: TrainState) -> None:
+        """What is due after `done` steps: log, evaluation, checkpoint."""
+        stage_ends = done in self.inputs.timeline.last_steps
+        if done % self.experiment.run.log_every_steps == 0 or stage_ends:
+            self._read_metrics()
+            self.monitor.flush()
+        every = self.experiment.evaluation.every_steps
+        if stage_ends or (every and done % every == 0):
+            self._evaluate(state)
+        if done % self.experiment.checkpoint.every_steps == 0:
+            self._save(state)
+        self.checkpoints.poll()
+
+    def _read_metrics(self) -> None:
+        """Fetches the metrics of the step before, one step late, so that the devices never wait for the host."""
+        if self._unread is None:
+            return
+        (step, batch, metrics), self._unread = self._unread, None
+        metrics = jax.tree.map(np.asarray, metrics)
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            self._stop_on_non_finite(step, batch, metrics)
+        self.monitor.step(step, metrics)
+
+    def _stop_on_non_finite(self, step: int, batch: Batch, metrics: dict[str, np.ndarray]) -> None:
+        info = self.inputs.timeline.at(step)
+        name = "loss" if not math.isfinite(metrics["loss"]) else "gradient norm"
+        whole = self.checkpoints.steps()
+        raise TrainingError(
+            name, float(metrics["loss" if name == "loss" else "grad_norm"]),
+            f"is not finite at step {step + 1} (stage {info.stage}, sequences {info.first_sequence} to "
+            f"{info.first_sequence + info.batch_size - 1}, learning rate {info.learning_rate:.3g})",
+            f"see its documents with `davinci trace {self.directory} --step {step + 1}`; "
+            + (f"the checkpoint of step {whole[-1]} is whole" if whole else "no checkpoint was written yet"),
+        )  # fmt: skip
+
+    def _evaluate(self, state: TrainState) -> None:
+        self._read_metrics()
+        with self.monitor.paused():
+            self.watchdog.pause()
+            done = int(state.step)
+            result = self.heldout.evaluate(state.model)
+            if result is not None:
+                self.monitor.evaluation(done, result)
+        self.last_evaluated = done
+
+    def _save(self, state: TrainState) -> None:
+        self._read_metrics()  # a state that is not finite is never saved
+        with self.monitor.paused():
+            self.watchdog.pause()
+            meta = {"shards": self.inputs.shard_fingerprints}
+            self.last_saved = self.checkpoints.save(state, meta)
+            self.monitor.checkpoint(self.last_saved)

@@ -1,0 +1,69 @@
+"""The run directory: opened for a new run or for the one that lies there."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from davinci_jax.curriculum.timeline import Timeline
+from davinci_jax.errors import CheckpointError
+from davinci_jax.experiment import Experiment, fingerprint, from_json, identity, to_dict, to_json
+
+
+def open_run_directory(experiment: Experiment) -> pathlib.Path:
+    """Returns the run directory, made if it is not there, with the resolved experiment in it.
+
+    Raises:
+      CheckpointError: the directory belongs to an experiment that computes something else; says what differs.
+    """
+    directory = pathlib.Path(experiment.run.path)
+    file = directory / "experiment.json"
+    if file.is_file():
+        check_same(from_json(file.read_text(), str(file)), experiment, directory)
+    elif directory.is_dir() and any(directory.iterdir()):
+        raise CheckpointError(
+            str(directory),
+            None,
+            "is not empty and holds no experiment.json",
+            "choose another run.directory or empty it",
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, to_json(experiment))
+    return directory
+
+
+def check_same(old: Experiment, new: Experiment, directory: pathlib.Path) -> None:
+    """Raises `CheckpointError` with the list of differing fields unless both experiments compute the same."""
+    if fingerprint(old) == fingerprint(new):
+        return
+    before, after = identity(old), identity(new)
+    names = [name for name in sorted(before.keys() | after.keys()) if before.get(name, "-") != after.get(name, "-")]
+    shown = "; ".join(
+        f"{name}: {before.get(name, 'unset')} there, {after.get(name, 'unset')} here" for name in names[:8]
+    )
+    more = f" and {len(names) - 8} more fields" if len(names) > 8 else ""
+    raise CheckpointError(
+        str(directory), None, f"holds a run of another experiment ({shown}{more})",
+        "use its experiment.json to continue it, or give this one another run.directory",
+    )  # fmt: skip
+
+
+def record_curriculum(directory: pathlib.Path, experiment: Experiment, timeline: Timeline) -> None:
+    """Writes the decisions that the run starts with to curriculum.jsonl, once; later ones are appended."""
+    file = directory / "curriculum.jsonl"
+    if file.is_file():
+        return
+    lines = [
+        {"decision": "planned", "stage": stage.name, "first_step": first, **to_dict(stage)}
+        for stage, first in zip(experiment.curriculum, timeline.first_steps, strict=True)
+    ]
+    write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_atomically(file: pathlib.Path, text: str) -> None:
+    """Writes text under a temporary name, then renames it."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, file)
