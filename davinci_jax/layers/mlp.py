@@ -1,0 +1,34 @@
+"""The gated MLP of a block."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from davinci_jax import ops, sharding
+from davinci_jax.experiment import ModelConfig
+from davinci_jax.layers import parameters
+
+
+class Mlp(nnx.Module):
+    """SwiGLU MLP: down(silu(x gate) * (x up)), without bias.
+
+    Parameters, float32: gate [D, F], up [D, F], down [F, D]. Products are in the dtype of the input.
+    """
+
+    def __init__(self, config: ModelConfig, key: jax.Array):
+        d, f, std = config.hidden_size, config.mlp_size, config.init_std
+        gate_key, up_key, down_key = jax.random.split(key, 3)
+        self.gate = parameters.normal(gate_key, (d, f), std, "embed", "mlp")
+        self.up = parameters.normal(up_key, (d, f), std, "embed", "mlp")
+        down_std = parameters.residual_std(std, config.num_layers)
+        self.down = parameters.normal(down_key, (f, d), down_std, "mlp", "embed")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D], same dtype; tags "mlp_in" for remat policies."""
+        inner = sharding.out("batch", "sequence", "mlp")
+        gate = jnp.einsum("btd,df->btf", x, self.gate[...].astype(x.dtype), out_sharding=inner)
+        up = jnp.einsum("btd,df->btf", x, self.up[...].astype(x.dtype), out_sharding=inner)
+        hidden = ops.swiglu(checkpoint_name(gate, "mlp_in"), checkpoint_name(up, "mlp_in"))
+        outer = sharding.out("batch", "sequence", None)
+        return jnp.einsum("btf,fd->btd", hidden, self.down[...].astype(x.dtype), out_sharding=outer)

@@ -1,0 +1,174 @@
+"""The decoder: a pre-norm transformer of the Qwen2 and Llama family.
+
+Parameters, all float32 (V vocabulary, D hidden, L layers, H query heads, G key and value heads, K head size,
+F MLP size); blocks are stacked on axis 0 and run by `jax.lax.scan`:
+
+  embed                         [V, D]
+  blocks.attention_norm.scale   [L, D]
+  blocks.attention.q_proj       [L, D, H, K]     blocks.attention.q_bias  [L, H, K]  (None without qkv_bias)
+  blocks.attention.k_proj       [L, D, G, K]     blocks.attention.k_bias  [L, G, K]  (None without qkv_bias)
+  blocks.attention.v_proj       [L, D, G, K]     blocks.attention.v_bias  [L, G, K]  (None without qkv_bias)
+  blocks.attention.o_proj       [L, H, K, D]
+  blocks.mlp_norm.scale         [L, D]
+  blocks.mlp.gate, .up          [L, D, F]
+  blocks.mlp.down               [L, F, D]
+  final_norm.scale              [D]
+  head                          [D, V]           (None with tied embeddings)
+
+A projection maps x to x W (W's first axis is the input); rotary embeddings use the rotate-half layout.
+Initialisation: normal with `init_std`; o_proj and down with init_std / sqrt(2 L); biases 0; norm scales 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from davinci_jax import ops, sharding
+from davinci_jax.errors import ConfigError
+from davinci_jax.experiment import ModelConfig
+from davinci_jax.layers import Block, RMSNorm, parameters
+
+_SAVED = {
+    "full": (),
+    "save_attention": ("qkv", "attention_out"),
+    "save_mlp": ("qkv", "attention_out", "mid", "mlp_in"),
+}
+
+
+class Decoder(nnx.Module):
+    """A decoder as a pytree of float32 parameters; see the module's docstring for their names and shapes."""
+
+    def __init__(self, config: ModelConfig, key: jax.Array):
+        embed_key, blocks_key, head_key = jax.random.split(key, 3)
+        self.config = config
+        v, d, std = config.vocab_size, config.hidden_size, config.init_std
+        self.embed = parameters.normal(embed_key, (v, d), std, "vocab", "embed")
+        self.blocks = jax.vmap(functools.partial(Block, config))(jax.random.split(blocks_key, config.num_layers))
+        self.final_norm = RMSNorm(d, config.norm_eps)
+        self.head = None if config.tied_embeddings else parameters.normal(head_key, (d, v), std, "embed", "vocab")
+
+    def hidden(self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
+        """Final hidden states after the last norm.
+
+        Args:
+          tokens: [B, T] int32 ids.
+          segment_ids: [B, T] int32, the document of each token; tokens see their own document only.
+          positions: [B, T] int32, position inside the document.
+
+        Returns:
+          [B, T, D] in the compute dtype.
+        """
+        cos, sin = self.rope(positions)
+
+        def body(x, block):
+            return block(x, segment_ids, cos, sin), None
+
+        if self.config.remat != "none":
+            policy = jax.checkpoint_policies.save_only_these_names(*_SAVED[self.config.remat])
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        x, _ = jax.lax.scan(body, self.embed_tokens(tokens), self.blocks)
+        return self.final_norm(x)
+
+    def logits(self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
+        """Float32 logits [B, T, V] of all tokens at once, for short inputs; arguments as in `hidden`."""
+        return self.project(self.hidden(tokens, segment_ids, positions))
+
+    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
+        """Rows of the embedding, [B, T] -> [B, T, D] in the compute dtype.
+
+        Each device looks up its own slice of the hidden axis for all tokens, and the slices are exchanged: moving
+        activations is cheaper than gathering the table, and its gradient is born divided as the table is.
+        """
+        if jax.sharding.get_abstract_mesh().empty:
+            return ops.embedding_lookup(self.embed[...], tokens).astype(self.config.compute_dtype)
+        batch, sequence, embed = "replica", sharding.RULES["sequence"], sharding.RULES["embed"]
+        tokens = jax.sharding.reshard(tokens, PartitionSpec(batch, sequence))
+        x = ops.embedding_lookup(self.embed[...], tokens, PartitionSpec(batch, sequence, embed))
+        return sharding.constrain(x.astype(self.config.compute_dtype), "batch", "sequence", None)
+
+    def rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(cos, sin) of `ops.rope_table` for positions [B, T]."""
+        scaling = self.config.rope_scaling
+        scaling = {} if scaling is None else dataclasses.asdict(scaling)
+        return ops.rope_table(positions, ops.rope_frequencies(self.config.head_size, self.config.rope_base, **scaling))
+
+    def project(self, x: jax.Array) -> jax.Array:
+        """Hidden states [B, T, D] -> float32 logits [B, T, V]."""
+        out_sharding = sharding.out("batch", "sequence", "vocab")
+        head = self.output_embedding().astype(x.dtype)
+        return jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32, out_sharding=out_sharding)
+
+    def output_embedding(self) -> jax.Array:
+        """The output head as [V, D]: the embedding when tied."""
+        return self.embed[...] if self.head is None else self.head[...].T
+
+
+def build(config: ModelConfig, key: jax.Array) -> Decoder:
+    """Makes a decoder with fresh parameters, divided over the current mesh; the numbers do not depend on the mesh.
+
+    Raises:
+      ConfigError: a parameter axis cannot be divided evenly over the mesh.
+    """
+    check_divides(config)
+    return jax.jit(functools.partial(Decoder, config))(key)
+
+
+def check_divides(config: ModelConfig) -> None:
+    """Raises `ConfigError` unless the current mesh divides the axes of the parameters evenly."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    named = {"hidden_size": "embed", "num_heads": "heads", "num_kv_heads": "kv_heads"}
+    for field, logical in {**named, "mlp_size": "mlp", "vocab_size": "vocab"}.items():
+        axis, value = sharding.RULES[logical], getattr(config, field)
+        if value % sizes.get(axis, 1):
+            raise ConfigError(
+                f"model.{field}",
+                value,
+                f"does not divide over {sizes[axis]} devices on mesh axis {axis!r}",
+                "change the mesh, or use a multiple",
+            )
+
+
+def token_losses(
+    decoder: Decoder, tokens: jax.Array, labels: jax.Array, segment_ids: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Loss of each token, in chunks of `config.loss_chunk` tokens a device.
+
+    Args:
+      decoder: the model.
+      tokens: [B, T] int32 ids.
+      labels: [B, T] int32 target ids, -1 where there is none.
+      segment_ids: [B, T] int32, the document of each token.
+      positions: [B, T] int32, position inside the document.
+
+    Returns:
+      (nll, lse_squared), both [B, T] float32, 0 where the label is -1: the negative log-likelihood in nats, and
+      the squared log-partition that z-loss weighs.
+    """
+    x, head = decoder.hidden(tokens, segment_ids, positions), decoder.output_embedding()
+    losses = functools.partial(_losses, chunk=decoder.config.loss_chunk)
+    if jax.sharding.get_abstract_mesh().empty:
+        return losses(x, head.astype(x.dtype), labels)
+    fsdp = sharding.RULES["embed"]
+    tokens_spec, x_spec = sharding.spec("batch", "sequence"), sharding.spec("batch", "sequence", None)
+
+    def local(x, head, labels):
+        # Each device gathers the head once and sums its own tokens' gradient, which is then reduced and divided in
+        # one step; left to the partitioner, every chunk would reduce a whole [V, D].
+        head = jax.lax.all_gather(head.astype(x.dtype), fsdp, axis=1, tiled=True)
+        head = jax.lax.pcast(head, ("replica", "context"), to="varying")
+        return losses(x, head, labels)
+
+    head_spec = PartitionSpec(None, fsdp)
+    run = jax.shard_map(local, in_specs=(x_spec, head_spec, tokens_spec), out_specs=(tokens_spec, tokens_spec))
+    return run(x, jax.sharding.reshard(head, head_spec), labels)
+
+
+def _losses(x: jax.Array, head: jax.Array, labels: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+    nll, lse_squared = ops.cross_entropy(x.reshape(-1, x.shape[-1]), head, labels.reshape(-1), chunk)
+    return nll.reshape(labels.shape), lse_squared.reshape(labels.shape)
