@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import jax
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -27,6 +26,9 @@ class Length(Protocol):
 
     num_steps: int
     num_tokens: int
+
+    def tokens_before(self, step: int) -> int:
+        """Returns the tokens that the first `step` steps consume."""
 
 
 class Pace:
@@ -57,7 +59,7 @@ class Pace:
 
 
 class Display:
-    """Shows a run; a context manager. Only process 0 of a run shows anything.
+    """Shows a run; a context manager. On several hosts, only the first has one.
 
     Args:
       experiment: the run.
@@ -73,12 +75,11 @@ class Display:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        quiet = jax.process_index() != 0
-        self._console = console or Console(quiet=quiet, highlight=False)
+        self._console = console or Console(highlight=False)
         self._experiment, self._timeline, self._clock = experiment, timeline, clock
         self._pace = Pace(timeline.num_tokens, clock)
         self._panel = _Panel(experiment, timeline, self._pace, clock)
-        live = self._console.is_terminal and not self._console.is_dumb_terminal and not quiet
+        live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = Live(self._panel, console=self._console, refresh_per_second=2) if live else None
 
     def __enter__(self) -> Display:
@@ -91,12 +92,13 @@ class Display:
         """Shows the first lines, then the panel.
 
         Args:
-          info: "run_directory", "devices" and "mesh" (text), "parameters" (count), "flops_per_token", "step" and
-            "tokens" (where the run goes on; 0 for a new one). What is left out is not shown.
+          info: "run_directory", "devices" and "micro_batch" (text), "mesh" (axis -> size), "params" (count),
+            "flops_per_token", and "step", the step that the run goes on from. What is left out is not shown.
         """
         for label, text in _introduction(self._experiment, self._timeline, info):
             self._print(Text.assemble((f"{label:<12}", _LABEL), text))
-        self._panel.metrics = {"step": info.get("step", 0), "tokens": info.get("tokens", 0)}
+        step = info.get("step", 0)
+        self._panel.metrics = {"step": step, "tokens": self._timeline.tokens_before(step)}
         if self._live is not None:
             self._live.start()
 
@@ -146,15 +148,17 @@ def _introduction(experiment: Experiment, timeline: Length, info: Mapping[str, A
     stages = f"{len(experiment.curriculum)} stage{'s' * (len(experiment.curriculum) > 1)}"
     lines = [("run", f"{experiment.run.name}  →  {info.get('run_directory', experiment.run.path)}")]
     if "devices" in info:
-        lines.append(("devices", info["devices"] + (f", mesh {info['mesh']}" if info.get("mesh") else "")))
-    if "parameters" in info:
+        mesh = " x ".join(f"{axis} {size}" for axis, size in info.get("mesh", {}).items())
+        lines.append(("devices", info["devices"] + (f", mesh {mesh}" if mesh else "")))
+    if "params" in info:
         flops = f", {units.flops(info['flops_per_token'])} per token" if info.get("flops_per_token") else ""
-        lines.append(("model", f"{units.count(info['parameters'])} parameters{flops}"))
+        lines.append(("model", f"{units.count(info['params'])} parameters{flops}"))
     lines.append(("tokens", f"{units.count(timeline.num_tokens)} in {stages}, {tokens} per step"))
-    lines.append(("steps", f"{timeline.num_steps:,}"))
-    if info.get("step"):
-        done = info["step"]
-        lines.append(("resumed", f"after step {done:,} ({units.percent(info['tokens'] / timeline.num_tokens)} done)"))
+    micro = f", micro-batches of {info['micro_batch']}" if "micro_batch" in info else ""
+    lines.append(("steps", f"{timeline.num_steps:,}{micro}"))
+    if done := info.get("step"):
+        share = timeline.tokens_before(done) / timeline.num_tokens
+        lines.append(("resumed", f"after step {done:,}, {units.percent(share)} of the tokens"))
     return lines
 
 

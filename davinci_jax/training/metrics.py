@@ -81,7 +81,7 @@ class TensorBoard:
 
 
 class MetricsWriter:
-    """Appends to `run_dir/metrics.jsonl`; only process 0 of a run writes, on others every method does nothing.
+    """Appends to `run_dir/metrics.jsonl`; a context manager. On several hosts, only the first has one.
 
     Args:
       run_dir: the run directory; made if missing. A line that a kill left torn is repaired on opening.
@@ -96,15 +96,13 @@ class MetricsWriter:
         self._factories = ([TensorBoard] if tensorboard else []) + _factories
         self._trackers: list[Tracker] | None = None
         self._first_step = 0
-        self._file = None
-        if jax.process_index() == 0:
-            try:
-                self._run_dir.mkdir(parents=True, exist_ok=True)
-                repair(self._run_dir / FILE)
-                # Unbuffered, so that a line is one write and a kill cannot hold lines back.
-                self._file = open(self._run_dir / FILE, "ab", buffering=0)  # noqa: SIM115
-            except OSError as error:
-                raise self._cannot_write(error) from error
+        try:
+            self._run_dir.mkdir(parents=True, exist_ok=True)
+            repair(self._run_dir / FILE)
+            # Unbuffered, so that a line is one write and a kill cannot hold lines back.
+            self._file = open(self._run_dir / FILE, "ab", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise self._cannot_write(error) from error
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -131,14 +129,10 @@ class MetricsWriter:
         trackers, self._trackers = self._trackers or [], []
         for tracker in trackers:
             self._guarded(tracker.close, tracker)
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._file.close()
 
     def _numbers(self, kind: str, metrics: Mapping[str, Any]) -> None:
         self._write({"kind": kind, **metrics})
-        if self._file is None:
-            return
         if self._trackers is None:
             # Opened with the first numbers, when the step that the run goes on from is known.
             opened = [self._guarded(make, make, self._run_dir, self._first_step) for make in self._factories]
@@ -150,8 +144,6 @@ class MetricsWriter:
             self._guarded(tracker.log, tracker, kind, numbers, step)
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self._file is None:
-            return
         line = _plain({**line, "time": line.get("time", time.time())})
         data = (json.dumps(line, allow_nan=False) + "\n").encode()
         try:
