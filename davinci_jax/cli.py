@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
             raise
         print(
-            f"davinci: {error.filename or 'disk'}: {error.strerror}; free the disk or mend its permissions and try again",
+            f"davinci: {error.filename or 'disk'}: {error.strerror}; free the disk or mend permissions",
             file=sys.stderr,
         )
         return 2

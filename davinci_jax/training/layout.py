@@ -44,7 +44,7 @@ class BatchLayout:
     def _put(self, x: np.ndarray) -> jax.Array:
         if x.shape[0] < self.max_micro:
             x = np.concatenate([x, np.zeros((self.max_micro - x.shape[0], *x.shape[1:]), x.dtype)])
-        sharding = NamedSharding(self.mesh, PartitionSpec(None, *spec("batch")))
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, *spec(*("batch", "sequence")[: x.ndim - 1])))
         return jax.make_array_from_process_local_data(sharding, x, (x.shape[0], self.micro_rows, *x.shape[2:]))
 
 
@@ -61,9 +61,11 @@ def batch_layout(experiment: Experiment, mesh: Mesh) -> BatchLayout:
             if piece.size % devices:
                 near = max(1, round(piece.size / devices)) * devices
                 raise ConfigError(
-                    f"curriculum.{stage.name}.batch.size", piece.size,
-                    f"is not divisible by the {devices} devices of the mesh (replica x fsdp)", f"choose {near}, or another mesh",
-                )  # fmt: skip
+                    f"curriculum.{stage.name}.batch.size",
+                    piece.size,
+                    f"is not divisible by the {devices} devices of the mesh (replica x fsdp)",
+                    f"choose {near}, or another mesh",
+                )
     per_device = math.gcd(*sizes) // devices
     rows = max(n for n in range(1, min(per_device, experiment.run.micro_batch) + 1) if per_device % n == 0)
     return BatchLayout(mesh, rows * devices, max(sizes) // (rows * devices))

@@ -131,12 +131,12 @@ class _Run:
         started = time.perf_counter()
         step = make_step(self.experiment.model, self.optimizer, len(self.experiment.data.sources), state)
         compiled = step.lower(state, batch, num_micro).compile()
-        self.monitor.compiled(time.perf_counter() - started)
+        self.monitor.compiled(int(state.step), time.perf_counter() - started)
         return compiled
 
     def _after(self, done: int, state: TrainState) -> None:
         """What is due after `done` steps: log, evaluation, checkpoint."""
-        stage_ends = done in self.inputs.timeline.last_steps
+        stage_ends = any(done == self.inputs.timeline.steps_of(n).stop for n in range(self.inputs.timeline.num_stages))
         if done % self.experiment.run.log_every_steps == 0 or stage_ends:
             self._read_metrics()
             self.monitor.flush()
@@ -163,7 +163,7 @@ class _Run:
         whole = self.checkpoints.steps()
         raise TrainingError(
             name, float(metrics["loss" if name == "loss" else "grad_norm"]),
-            f"is not finite at step {step + 1} (stage {info.stage}, sequences {info.first_sequence} to "
+            f"is not finite at step {step + 1} (stage {self.experiment.curriculum[info.stage].name}, sequences {info.first_sequence} to "
             f"{info.first_sequence + info.batch_size - 1}, learning rate {info.learning_rate:.3g})",
             f"see its documents with `davinci trace {self.directory} --step {step + 1}`; "
             + (f"the checkpoint of step {whole[-1]} is whole" if whole else "no checkpoint was written yet"),

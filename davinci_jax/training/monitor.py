@@ -66,9 +66,9 @@ class Monitor:
             self._writer.event("resume" if first_step else "start", **info)
             self._display.start(info)
 
-    def compiled(self, seconds: float) -> None:
+    def compiled(self, done: int, seconds: float) -> None:
         """Tells how long the step took to compile; the clock of the first interval starts after it."""
-        self._tell("compiled", self._timeline_step(), f"step compiled in {seconds:.1f} s", seconds=seconds)
+        self._tell("compiled", done, f"step compiled in {seconds:.1f} s", seconds=seconds)
         self._begin_interval()
 
     def data_wait(self, seconds: float) -> None:
@@ -101,8 +101,8 @@ class Monitor:
         seen = [n for n, count in enumerate(targets) if count]
         return {
             "step": step + 1,
-            "stage": info.stage,
-            "tokens": (info.first_sequence + info.batch_size) * self._experiment.data.sequence_length,
+            "stage": self._experiment.curriculum[info.stage].name,
+            "tokens": self._timeline.tokens_before(step + 1),
             "batch_size": info.batch_size,
             "learning_rate": info.learning_rate,
             "loss": float(nll.sum() / max(targets.sum(), 1)),
@@ -127,9 +127,8 @@ class Monitor:
 
     def evaluation(self, done: int, result: dict[str, Any]) -> None:
         """Writes a held-out evaluation after `done` steps."""
-        info = self._timeline.at(done - 1) if done else None
-        tokens = (info.first_sequence + info.batch_size) * self._experiment.data.sequence_length if info else 0
-        line = {"step": done, "tokens": tokens, "stage": info.stage if info else None, **result}
+        stage = self._experiment.curriculum[self._timeline.at(max(done - 1, 0)).stage].name
+        line = {"step": done, "tokens": self._timeline.tokens_before(done), "stage": stage, **result}
         if not self._silent:
             self._writer.evaluation(line)
             self._display.evaluation(line)
@@ -159,6 +158,3 @@ class Monitor:
         if not self._silent:
             self._writer.event(event, step=step, **details)
             self._display.event(text)
-
-    def _timeline_step(self) -> int:
-        return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from typing import Any
 
 from davinci_jax.curriculum.timeline import Timeline
 from davinci_jax.errors import CheckpointError
@@ -56,8 +55,8 @@ def record_curriculum(directory: pathlib.Path, experiment: Experiment, timeline:
     if file.is_file():
         return
     lines = [
-        {"decision": "planned", "stage": stage.name, "first_step": first, **to_dict(stage)}
-        for stage, first in zip(experiment.curriculum, timeline.first_steps, strict=True)
+        {"decision": "planned", "first_step": timeline.steps_of(n).start, "stage": to_dict(stage)}
+        for n, stage in enumerate(experiment.curriculum)
     ]
     write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
 
