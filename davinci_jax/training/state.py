@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from davinci_jax.experiment import ModelConfig
 from davinci_jax.models.decoder import Decoder, build
@@ -31,19 +33,21 @@ class TrainState:
 
 def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """Returns the state before the first step, made in place on the devices of the current mesh."""
-
-    def init() -> TrainState:
-        model = build(config, jax.random.key(seed))
-        return TrainState(step=jnp.zeros((), jnp.int32), model=model, opt_state=optimizer.init(model))
-
-    return jax.jit(init)()
+    return jax.jit(functools.partial(_init, config, optimizer, seed))()
 
 
 def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """Returns shapes, dtypes and shardings of `init_state`, computing nothing."""
+    """Returns shapes, dtypes and shardings of `init_state` on the current mesh, computing nothing."""
+    mesh = jax.sharding.get_mesh()
 
-    def init() -> TrainState:
-        model = build(config, jax.random.key(seed))
-        return TrainState(step=jnp.zeros((), jnp.int32), model=model, opt_state=optimizer.init(model))
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        # A scalar made of constants has no sharding in its type; it lies whole on every device.
+        spec = PartitionSpec() if leaf.sharding is None else leaf.sharding.spec
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    return jax.eval_shape(init)
+    return jax.tree.map(place, jax.eval_shape(functools.partial(_init, config, optimizer, seed)))
+
+
+def _init(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    model = build(config, jax.random.key(seed))
+    return TrainState(step=jnp.zeros((), jnp.int32), model=model, opt_state=optimizer.init(model))
