@@ -1,0 +1,107 @@
+"""Documents: what curation writes and `davinci shard` reads, one JSON object a line."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from davinci_jax.errors import DataError
+from davinci_jax.experiment import DataConfig, Source
+
+BUILTIN_SCHEME = "python-installation:"
+SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Document:
+    """One document on its way through the levels.
+
+    Attributes:
+      id: stable name, unique in its source; never a path of this machine.
+      text: the text; empty until an extraction has read `raw`.
+      group: documents cut from the same material, such as a file and the docstrings in it, share a group;
+        held-out documents are chosen by group, or the held-out text of one would be trained on in another.
+      level: the highest Darwin level among the operations that made it.
+      lineage: the operations, oldest first: name, level, parameters.
+      licence: SPDX expression where it is known.
+      questions: characters [start, end) that are a question, not an answer.
+      parts: (name, start, end) of the pieces that an extraction joined, in characters.
+      raw: the bytes as acquired; dropped by the extraction that reads them.
+      key: what tells duplicates; the text without the names that an extraction put in. `None` means the text.
+    """
+
+    id: str
+    text: str = ""
+    group: str = ""
+    level: str = "L0"
+    lineage: tuple[dict[str, Any], ...] = ()
+    licence: str | None = None
+    questions: tuple[tuple[int, int], ...] = ()
+    parts: tuple[tuple[str, int, int], ...] = ()
+    raw: bytes = b""
+    key: str | None = None
+
+    @property
+    def size(self) -> int:
+        """UTF-8 bytes of the text, or raw bytes before there is one."""
+        return len(self.text.encode()) if self.text else len(self.raw)
+
+    def to_json(self) -> str:
+        """Returns the line that stands for the document in a documents file."""
+        fields = {"id": self.id, "text": self.text, "level": self.level, "group": self.group}
+        if self.licence:
+            fields["licence"] = self.licence
+        if self.questions:
+            fields["questions"] = [list(span) for span in self.questions]
+        fields["lineage"] = list(self.lineage)
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def documents_path(data: DataConfig, source: Source) -> pathlib.Path:
+    """Returns the file or folder that holds the documents of a source, whether or not it is there yet."""
+    root = pathlib.Path(data.root)
+    if source.documents is None or source.documents.startswith(BUILTIN_SCHEME):
+        return root / "documents" / source.name
+    return root / source.documents
+
+
+def document_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the documents files at a path in a fixed order; raises `DataError` if there are none."""
+    if path.is_file():
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
+    if not files:
+        raise DataError(
+            "documents",
+            str(path),
+            "holds no .jsonl or .jsonl.gz file" if path.exists() else "does not exist",
+            "put documents there (docs/data.md), or run `davinci curate` for a built-in source",
+        )
+    return files
+
+
+def read_texts(file: pathlib.Path) -> Iterator[tuple[str, str]]:
+    """Yields (id, text) of a documents file; lines that are no document with text are left out."""
+    opened = gzip.open(file, "rb") if file.name.endswith(".gz") else file.open("rb")
+    with opened as lines:
+        for line in lines:
+            try:
+                fields = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(fields, dict) and isinstance(fields.get("text"), str) and fields["text"]:
+                yield str(fields.get("id", "")), fields["text"]
+
+
+def write_lines(file: pathlib.Path, lines: Iterable[str]) -> int:
+    """Writes lines with one newline each; returns how many there were."""
+    count = 0
+    with file.open("w", encoding="utf-8", newline="\n") as out:
+        for line in lines:
+            out.write(line + "\n")
+            count += 1
+    return count

@@ -1,0 +1,130 @@
+"""L2: rules that drop documents and never change one; no learned model."""
+
+from __future__ import annotations
+
+import abc
+import ast
+import dataclasses
+import hashlib
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from davinci_jax.curation.documents import Document
+from davinci_jax.curation.pipeline import Reject
+
+_TEST_FOLDERS = frozenset({"test", "tests", "_tests", "idle_test"})
+# Control characters other than tab, newline, form feed and carriage return; surrogates, private use, U+FFFD.
+_GARBLED = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufffd\U000f0000-\U0010ffff]")
+
+
+class _Rule(abc.ABC):
+    """A rule that looks at one document at a time."""
+
+    level = "L2"
+
+    def parameters(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @abc.abstractmethod
+    def reason(self, document: Document) -> str | None:
+        """Returns why the document is dropped, or `None` to keep it."""
+
+    def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
+        for document in documents:
+            reason = self.reason(document)
+            if reason is None:
+                yield document
+            else:
+                reject(document, reason)
+
+
+@dataclasses.dataclass(frozen=True)
+class DropPaths(_Rule):
+    """Drops files by name: test suites, whose data is broken on purpose, and files named one by one.
+
+    Attributes:
+      paths: ids of files that are dropped besides.
+    """
+
+    paths: tuple[str, ...] = ()
+    name = "drop-tests"
+
+    def parameters(self) -> dict[str, Any]:
+        return {"folders": sorted(_TEST_FOLDERS), "paths": list(self.paths)}
+
+    def reason(self, document: Document) -> str | None:
+        folders = _TEST_FOLDERS.intersection(document.id.split("/")[:-1])
+        if folders:
+            return f"test suite (folder {min(folders)})"
+        return "named by the recipe" if document.id in self.paths else None
+
+
+@dataclasses.dataclass(frozen=True)
+class DropShort(_Rule):
+    """Drops documents with fewer than `characters` characters, blanks at the ends not counted."""
+
+    characters: int
+    name = "drop-short"
+
+    def reason(self, document: Document) -> str | None:
+        length = len((document.text if document.key is None else document.key).strip())
+        return f"{length} characters, below {self.characters}" if length < self.characters else None
+
+
+@dataclasses.dataclass(frozen=True)
+class DropGarbled(_Rule):
+    """Drops documents in which more than `share` of the characters are no text."""
+
+    share: float = 0.01
+    name = "drop-garbled"
+
+    def reason(self, document: Document) -> str | None:
+        count = len(_GARBLED.findall(document.text))
+        if count > self.share * len(document.text):
+            return f"{count} of {len(document.text)} characters are garbled"
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class DropUnparsable(_Rule):
+    """Drops Python source that is no program to the Python that runs."""
+
+    name = "drop-unparsable"
+
+    def reason(self, document: Document) -> str | None:
+        try:
+            parse(document.text)
+        except (SyntaxError, ValueError, RecursionError) as error:
+            return f"does not parse ({error})"
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class DropDuplicates:
+    """Drops a document whose text, blanks at the ends not counted, an earlier one had; the first is kept."""
+
+    name = "drop-duplicates"
+    level = "L2"
+
+    def parameters(self) -> dict[str, Any]:
+        return {"match": "exact"}
+
+    def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
+        first: dict[bytes, str] = {}
+        for document in documents:
+            text = document.text if document.key is None else document.key
+            digest = hashlib.sha256(text.strip().encode()).digest()[:16]
+            kept = first.setdefault(digest, document.id)
+            if kept == document.id:
+                yield document
+            else:
+                reject(document, f"same text as {kept}")
+
+
+def parse(text: str) -> ast.Module:
+    """Returns the syntax tree of Python source, silent about escapes that Python only warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(text)
