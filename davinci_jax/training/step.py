@@ -48,8 +48,8 @@ def make_step(
         model = optax.apply_updates(state.model, updates)
         metrics = {
             "loss": sums["nll"].sum() / jnp.maximum(sums["targets"].sum(), 1.0),
-            "grad_norm": optax.global_norm(grads),
-            "param_norm": optax.global_norm(model),
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(model),
             **sums,
         }
         return dataclasses.replace(state, step=state.step + 1, model=model, opt_state=opt_state), metrics

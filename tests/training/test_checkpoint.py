@@ -164,8 +164,14 @@ def test_a_damaged_step_can_be_saved_again(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: jax.ShapeDtypeStruct((16, 25), w.dtype, sharding=w.sharding), r"saved float32\[16, 24\], wanted float32\[16, 25\]"),
-        (lambda w: jax.ShapeDtypeStruct(w.shape, jnp.bfloat16, sharding=w.sharding), r"saved float32\[16, 24\], wanted bfloat16"),
+        (
+            lambda w: jax.ShapeDtypeStruct((16, 25), w.dtype, sharding=w.sharding),
+            r"saved float32\[16, 24\], wanted float32\[16, 25\]",
+        ),
+        (
+            lambda w: jax.ShapeDtypeStruct(w.shape, jnp.bfloat16, sharding=w.sharding),
+            r"saved float32\[16, 24\], wanted bfloat16",
+        ),
     ],
 )
 def test_another_shape_or_dtype_is_refused_by_name(folder, change, message):
@@ -186,8 +192,8 @@ def test_a_full_disk_is_told_and_the_older_step_stays(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(CheckpointError, match="10: could not be written .*step 5 is whole; free or mend the disk"):
-            checkpoints.save(make_state(10), {})
+        checkpoints.save(make_state(10), {})
+        with pytest.raises(CheckpointError, match=r"10: could not be written .*step 5 is whole; free or mend the disk"):
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
