@@ -1,0 +1,96 @@
+"""The optimizer of a decoder: which parameter is decayed, and which rule updates it."""
+
+from __future__ import annotations
+
+import functools
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import optax
+
+from davinci_jax.experiment import OptimizerConfig
+from davinci_jax.optimizers.muon import Path, muon
+from davinci_jax.optimizers.newton_schulz import Matrix
+
+# Blocks are stacked, so the number of axes says nothing: a bias [L, H, K] has as many as a matrix [L, D, F].
+MATRICES = MappingProxyType(
+    {
+        "q_proj": Matrix(stack=1, rows=1),
+        "k_proj": Matrix(stack=1, rows=1),
+        "v_proj": Matrix(stack=1, rows=1),
+        "o_proj": Matrix(stack=1, rows=2),
+        "gate": Matrix(stack=1, rows=1),
+        "up": Matrix(stack=1, rows=1),
+        "down": Matrix(stack=1, rows=1),
+    }
+)
+EMBEDDINGS = frozenset({"embed", "head"})
+VECTORS = frozenset({"scale", "q_bias", "k_bias", "v_bias"})
+
+
+def build(
+    config: OptimizerConfig, schedule: optax.ScalarOrSchedule, decoder: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the optax chain that `config` describes, for a decoder's parameters.
+
+    The gradient is clipped at a global norm over all parameters, then "adamw" updates every parameter with AdamW
+    (Loshchilov and Hutter 2019, arXiv 1711.05101), while "muon" updates the matrices of the blocks with Muon and the
+    embedding, the head, the norm scales and the biases with AdamW. Weight decay reaches every matrix, the embedding
+    and the head included, as Megatron-LM and the Qwen2 family do; norm scales and biases never decay. The moments have
+    the dtype and the sharding of the parameters.
+
+    Args:
+      config: the numbers.
+      schedule: learning rate, a number or an optax schedule of the step.
+      decoder: a decoder, or its abstract form; only the names of its parameters are looked at.
+
+    Raises:
+      ValueError: the decoder has a parameter that `MATRICES`, `EMBEDDINGS` and `VECTORS` do not know.
+    """
+    jax.tree_util.tree_map_with_path(decays, decoder)
+    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    if config.name == "muon":
+        rule = muon(
+            schedule,
+            matrix=block_matrix,
+            decays=decays,
+            momentum=config.muon_momentum,
+            steps=config.muon_steps,
+            rms=config.muon_rms,
+            beta1=config.beta1,
+            beta2=config.beta2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
+    else:
+        rule = optax.adamw(
+            schedule,
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=functools.partial(jax.tree_util.tree_map_with_path, decays),
+        )
+    return optax.chain(clip, rule)
+
+
+def block_matrix(path: Path, leaf: Any) -> Matrix | None:
+    """Returns how a block's matrix is read, or `None` for every other parameter; raises as `build` does."""
+    del leaf
+    return MATRICES.get(_name(path))
+
+
+def decays(path: Path, leaf: Any) -> bool:
+    """Returns whether weight decay reaches the parameter: matrices and embeddings; raises as `build` does."""
+    del leaf
+    return _name(path) not in VECTORS
+
+
+def _name(path: Path) -> str:
+    """Returns the parameter's own name, the last part of the path that the tables know."""
+    parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+    for part in reversed(parts):
+        if part in MATRICES or part in EMBEDDINGS or part in VECTORS:
+            return part
+    raise ValueError(f"no optimizer rule for parameter {'.'.join(parts)}: name it in MATRICES, EMBEDDINGS or VECTORS")
