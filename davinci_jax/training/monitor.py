@@ -135,24 +135,25 @@ class Monitor:
 
     def checkpoint(self, done: int) -> None:
         """Tells that the state after `done` steps is being saved."""
-        self._tell("checkpoint", done, f"checkpoint of step {done:,}")
+        if not self._silent:
+            self._writer.event("checkpoint", step=done)
+            self._display.checkpoint(done)
 
     def damaged_checkpoint(self, step: int, why: str) -> None:
         """Tells that a checkpoint was damaged and set aside."""
         self._tell("damaged_checkpoint", step, f"checkpoint of step {step:,} is damaged and set aside: {why}", why=why)
 
     def finish(self, done: int, stopped_by: str | None) -> None:
-        """Tells how the run ended."""
-        where = f"the run is in {self._directory}"
+        """Tells how the run ended and where its results lie."""
+        if self._silent:
+            return
         if stopped_by:
-            self._tell(
-                "sigterm",
-                done,
-                f"{stopped_by}: saved step {done:,}; the same command continues; {where}",
-                signal=stopped_by,
-            )
+            self._writer.event("sigterm", step=done, signal=stopped_by)
+            status = f"stopped by {stopped_by} after {done:,} steps; the same command continues"
         else:
-            self._tell("finish", done, f"finished after {done:,} steps; {where}")
+            self._writer.event("finish", step=done)
+            status = f"finished after {done:,} steps"
+        self._display.finish(status, {"run": self._directory, "metrics": self._directory / "metrics.jsonl"})
 
     def _tell(self, event: str, step: int, text: str, **details: Any) -> None:
         if not self._silent:
