@@ -9,10 +9,11 @@ of its first x sequences to the left and x - left(x) to the right. Both counts g
 goes left exactly where left(x + 1) > left(x), and its position among the left child's sequences is left(x): the
 look-up walks down the tree. What that gives:
 
-- At every prefix x of a stage each source has been drawn x times its share, give or take `Tree.bound`. A node's
-  count is within 1/2 of its part of its parent's count, so the error of a leaf is at most
-  sum over the nodes n above it, root excepted, of (leaf weight / weight of n) / 2. The tree is Huffman's, whose path
-  weights grow at least like Fibonacci's numbers, so the sum stays below 1.7 for any shares.
+- At every prefix x of a stage each source and each group of sources (a domain) has been drawn x times its share,
+  give or take a little: a node's count is within 1/2 of its part of its parent's count, so it is within
+  sum over n of (its weight / weight of n) / 2 of its share, n going from the node itself up to the root's children.
+  The tree is Huffman's, whose weights grow along a path at least like Fibonacci's numbers, which keeps the sum
+  below 1.7 whatever the shares; with groups, that of a source below twice that. `Tree.bounds` tells.
 - At multiples of 2^32 sequences every count is exact, so the order repeats and no product exceeds 64 bits.
 - The order depends on the shares alone, not on the length of the stage: a stage may be cut short or prolonged, and
   stages may be appended, without moving a sequence that was drawn before.
@@ -74,33 +75,35 @@ class Tree:
     weights: tuple[int, ...]
 
     @classmethod
-    def build(cls, shares: Sequence[float], names: Sequence[str]) -> Tree:
-        """Returns Huffman's tree of the sources with a positive share; names break ties, so positions do not matter."""
+    def build(cls, shares: Sequence[float], names: Sequence[str], groups: Sequence[str] | None = None) -> Tree:
+        """Returns the tree of the sources with a positive share: Huffman's over groups, and inside each group.
+
+        Names break ties, so the order does not depend on the positions of the sources.
+        """
         weights = integer_shares(shares)
-        nodes, queue = [], []
-        for source in sorted((s for s, weight in enumerate(weights) if weight), key=lambda s: (weights[s], names[s])):
-            queue.append((weights[source], len(nodes)))
+        nodes: list[Node] = []
+        members: dict[str, list[tuple[int, str, int]]] = {}
+        for source in np.flatnonzero(weights).tolist():
+            group = names[source] if groups is None else groups[source]
+            members.setdefault(group, []).append((weights[source], names[source], len(nodes)))
             nodes.append(Node(weights[source], source, -1, -1))
-        heapq.heapify(queue)
-        while len(queue) > 1:
-            (right_weight, right), (left_weight, left) = heapq.heappop(queue), heapq.heappop(queue)
-            heapq.heappush(queue, (left_weight + right_weight, len(nodes)))
-            nodes.append(Node(left_weight + right_weight, -1, left, right))
+        roots = [(group, _join(nodes, items)) for group, items in members.items()]
+        _join(nodes, [(nodes[root].weight, group, root) for group, root in roots])
         return cls(tuple(nodes), tuple(weights))
 
-    @property
-    def bound(self) -> float:
-        """How far, in sequences, a source's count can be from its share at any prefix."""
-        worst, open_paths = 0.0, [(len(self.nodes) - 1, ())]
+    def bounds(self) -> np.ndarray:
+        """Returns how far each source's count can be from its share at any prefix, in sequences, float64 [sources]."""
+        bounds = np.zeros(len(self.weights))
+        open_paths = [(len(self.nodes) - 1, 0.0)]
         while open_paths:
-            position, path = open_paths.pop()
+            position, inverse_weights = open_paths.pop()
             node = self.nodes[position]
             if node.source >= 0:
-                worst = max(worst, sum(node.weight / weight for weight in path) / 2)
+                bounds[node.source] = node.weight * inverse_weights / 2
                 continue
             for child in (node.left, node.right):
-                open_paths.append((child, (*path, self.nodes[child].weight)))
-        return worst
+                open_paths.append((child, inverse_weights + 1 / self.nodes[child].weight))
+        return bounds
 
     def lookup(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (source int32 [k], draw of that source within the stage int64 [k]) of positions int64 [k]."""
@@ -142,6 +145,17 @@ class Tree:
         return counts
 
 
+def _join(nodes: list[Node], items: list[tuple[int, str, int]]) -> int:
+    """Appends Huffman's tree over (weight, name, position) items and returns the position of its root."""
+    queue = [(weight, order, position) for order, (weight, _, position) in enumerate(sorted(items))]
+    heapq.heapify(queue)
+    for order in range(len(queue), 2 * len(queue) - 1):
+        (right_weight, _, right), (left_weight, _, left) = heapq.heappop(queue), heapq.heappop(queue)
+        heapq.heappush(queue, (left_weight + right_weight, order, len(nodes)))
+        nodes.append(Node(left_weight + right_weight, -1, left, right))
+    return queue[0][2]
+
+
 def integer_shares(shares: Sequence[float]) -> list[int]:
     """Returns shares as integers that add up to `PERIOD`, by largest remainder; the earlier source wins a tie."""
     exact = [Fraction(share) for share in shares]
@@ -164,6 +178,7 @@ class MixtureIndex:
       rows: rows of each source; a source that no stage draws may have none.
       seed: keys the shuffling of rows. The order of sources does not depend on it.
       names: name of each source; it keys the source's shuffling. Default: its position.
+      groups: group (domain) of each source; groups are mixed as closely as sources are. Default: none.
 
     Raises:
       DataError: a stage draws from a source that has no rows.
@@ -175,11 +190,12 @@ class MixtureIndex:
         rows: Sequence[int],
         seed: int,
         names: Sequence[str] | None = None,
+        groups: Sequence[str] | None = None,
     ):
         self.rows = tuple(int(count) for count in rows)
         self.seed = seed
         self.names = tuple(names) if names is not None else tuple(str(s) for s in range(len(self.rows)))
-        self.trees = tuple(Tree.build(shares, self.names) for _, shares in stages)
+        self.trees = tuple(Tree.build(shares, self.names, groups) for _, shares in stages)
         self.starts = tuple(int(x) for x in np.cumsum([0, *(count for count, _ in stages)]))
         bases = [np.zeros(len(self.rows), np.int64)]
         for tree, (count, _) in zip(self.trees, stages, strict=True):
