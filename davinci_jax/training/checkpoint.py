@@ -17,6 +17,7 @@ from davinci_jax.experiment import CheckpointConfig
 from davinci_jax.training.fingerprint import fingerprint
 from davinci_jax.training.seal import find_damage, is_sealed, read_meta, write_seal
 from davinci_jax.training.state import TrainState
+from davinci_jax.training.trees import describe, nested, steps_on_disk, unnested
 
 
 class Checkpoints:
@@ -43,7 +44,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps with a whole checkpoint, oldest first."""
-        return [step for step in _steps_on_disk(self.directory) if is_sealed(self.directory / str(step))]
+        return [step for step in steps_on_disk(self.directory) if is_sealed(self.directory / str(step))]
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> int:
         """Starts saving the state with `meta` (JSON) and returns its step; waits only for the save before.
@@ -55,7 +56,7 @@ class Checkpoints:
         step = int(state.step)
         meta = {**meta, "step": step, "fingerprint": fingerprint(state)}
         try:
-            response = self._orbax.save_async(step, _nested(state), force=True)
+            response = self._orbax.save_async(step, nested(state), force=True)
         except Exception as error:
             raise self._write_error(step, error) from error
 
@@ -130,8 +131,8 @@ class Checkpoints:
     def _load(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         self._check_fits(step, abstract)
         meta = read_meta(self.directory / str(step))
-        nested = self._orbax.load(step, _nested(abstract))
-        state = _unnested(abstract, nested)
+        arrays = self._orbax.load(step, nested(abstract))
+        state = unnested(abstract, arrays)
         loaded = fingerprint(state)
         wrong = [name for name, value in meta["fingerprint"].items() if loaded.get(name) != value]
         if not wrong:
@@ -141,8 +142,8 @@ class Checkpoints:
 
     def _check_fits(self, step: int, abstract: TrainState) -> None:
         """Raises with the names that differ; Orbax casts dtypes silently and reports shapes in riddles."""
-        saved = _describe(self._orbax.metadata(step).metadata)
-        wanted = _describe(_nested(abstract))
+        saved = describe(self._orbax.metadata(step).metadata)
+        wanted = describe(nested(abstract))
         lines = [
             f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
             for name in sorted(saved.keys() | wanted.keys())
@@ -159,7 +160,7 @@ class Checkpoints:
 
     def _set_damaged_aside(self) -> None:
         """Removes unfinished steps and renames damaged ones, all hosts agreeing, before Orbax lists the folder."""
-        for step in _steps_on_disk(self.directory):
+        for step in steps_on_disk(self.directory):
             folder = self.directory / str(step)
             sealed = is_sealed(folder)
             why = find_damage(folder) if sealed else "unfinished"
@@ -203,10 +204,6 @@ def _open_orbax(directory: pathlib.Path, config: CheckpointConfig) -> ocp.traini
     )
 
 
-def _steps_on_disk(directory: pathlib.Path) -> list[int]:
-    return sorted(int(path.name) for path in directory.iterdir() if path.is_dir() and path.name.isdigit())
-
-
 def _free_name(path: pathlib.Path) -> pathlib.Path:
     """Returns `path`, or `path` with the first number that is free."""
     candidates = [path, *(path.with_name(f"{path.name}.{n}") for n in range(2, 1000))]
@@ -219,37 +216,3 @@ def _all_hosts(ok: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(np.all(multihost_utils.process_allgather(np.array([ok]))))
-
-
-def _nested(tree: Any) -> dict[str, Any]:
-    """Returns the arrays of any pytree as nested dicts by their path: a file layout that needs no class of ours."""
-    nested: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        *parents, name = _names(path)
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return nested
-
-
-def _unnested(like: Any, nested: dict[str, Any]) -> Any:
-    """Returns the arrays of `nested` in the structure of `like`."""
-
-    def find(path: tuple, _: Any) -> Any:
-        node = nested
-        for name in _names(path):
-            node = node[name]
-        return node
-
-    return jax.tree_util.tree_map_with_path(find, like)
-
-
-def _names(path: tuple) -> list[str]:
-    keys = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in path)
-    return [str(key) for key in keys]
-
-
-def _describe(tree: Any) -> dict[str, str]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {"/".join(_names(path)): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}

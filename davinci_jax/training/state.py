@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from davinci_jax.experiment import ModelConfig
 from davinci_jax.models.decoder import Decoder, build
+from davinci_jax.training.trees import abstract
 
 
 @jax.tree_util.register_dataclass
@@ -38,14 +38,7 @@ def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, see
 
 def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """Returns shapes, dtypes and shardings of `init_state` on the current mesh, computing nothing."""
-    mesh = jax.sharding.get_mesh()
-
-    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        # A scalar made of constants has no sharding in its type; it lies whole on every device.
-        spec = PartitionSpec() if leaf.sharding is None else leaf.sharding.spec
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(place, jax.eval_shape(functools.partial(_init, config, optimizer, seed)))
+    return abstract(functools.partial(_init, config, optimizer, seed))
 
 
 def _init(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:

@@ -1,0 +1,57 @@
+"""The model of a checkpoint, for reading: nothing in the run directory is changed, so a run may be going on."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import pathlib
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from davinci_jax.errors import CheckpointError
+from davinci_jax.experiment import Experiment, ModelConfig
+from davinci_jax.models.decoder import Decoder, build
+from davinci_jax.training.fingerprint import fingerprint
+from davinci_jax.training.seal import find_damage, is_sealed, read_meta
+from davinci_jax.training.trees import abstract, nested, steps_on_disk, unnested
+
+
+def load_model(experiment: Experiment, step: int | None = None) -> tuple[Decoder, int]:
+    """Returns the model of a whole checkpoint, divided over the current mesh, and its step.
+
+    Args:
+      experiment: the run.
+      step: the checkpoint; `None` takes the newest whole one.
+
+    Raises:
+      CheckpointError: there is none, or the one asked for is damaged.
+    """
+    folder = pathlib.Path(experiment.run.path).absolute() / "checkpoints"
+    steps = [s for s in (steps_on_disk(folder) if folder.is_dir() else []) if is_sealed(folder / str(s))]
+    if not steps or (step is not None and step not in steps):
+        what = "no checkpoint" if not steps else f"no whole checkpoint of this step, but of {steps}"
+        raise CheckpointError(str(folder), step, f"holds {what}", "train first, or name another step or run")
+    problems = []
+    for candidate in [step] if step is not None else reversed(steps):
+        problem = find_damage(folder / str(candidate))
+        if problem is None:
+            model, problem = _load(folder / str(candidate), experiment.model)
+        if problem is None:
+            return model, candidate
+        problems.append(f"step {candidate}: {problem}")
+        logging.getLogger(__name__).warning("checkpoint of %s", problems[-1])
+    raise CheckpointError(str(folder), step, f"is damaged ({'; '.join(problems)})", "use another step or a copy")
+
+
+def _load(folder: pathlib.Path, config: ModelConfig) -> tuple[Decoder, str | None]:
+    """Returns the model and what is wrong with it, if anything."""
+    wanted = abstract(functools.partial(build, config, jax.random.key(0)))
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    with context:
+        model = unnested(wanted, ocp.load(folder, {"model": nested(wanted)}, checkpointable_name="state")["model"])
+    saved = read_meta(folder)["fingerprint"]
+    wrong = [name for name, value in fingerprint(model).items() if saved.get(f".model{name}") != value]
+    return model, f"array {wrong[0]} is not what was saved" if wrong else None
