@@ -64,7 +64,8 @@ class Decoder(nnx.Module):
         Returns:
           [B, T, D] in the compute dtype.
         """
-        cos, sin = self.rope(positions)
+        cos, sin = self.rope(sharding.constrain(positions, "batch", "sequence"))
+        segment_ids = sharding.constrain(segment_ids, "batch", "sequence")
 
         def body(x, block):
             return block(x, segment_ids, cos, sin), None
@@ -166,7 +167,7 @@ def token_losses(
 
     head_spec = PartitionSpec(None, fsdp)
     run = jax.shard_map(local, in_specs=(x_spec, head_spec, tokens_spec), out_specs=(tokens_spec, tokens_spec))
-    return run(x, jax.sharding.reshard(head, head_spec), labels)
+    return run(x, jax.sharding.reshard(head, head_spec), jax.sharding.reshard(labels, tokens_spec))
 
 
 def _losses(x: jax.Array, head: jax.Array, labels: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
