@@ -1,0 +1,121 @@
+"""A plan as a tree and tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from davinci_jax.training.units import count, flops, memory
+
+
+def show_plan(plan: dict[str, Any], console: Console) -> None:
+    """Prints a plan of `training.plan.make_plan`."""
+    for part in (_curriculum(plan), _sources(plan), _sizes(plan)):
+        console.print(part)
+        console.print()
+    if plan["notes"]:
+        console.print("[bold]Notes[/]")
+        for note in plan["notes"]:
+            console.print(f"  - {note}", highlight=False)
+
+
+def _curriculum(plan: dict[str, Any]) -> Tree:
+    tree = Tree(
+        f"[bold]{plan['name']}[/]  {count(plan['tokens'])} tokens, {plan['steps']:,} steps, "
+        f"{count(plan['sequences'])} sequences of {plan['sequence_length']:,}",
+        highlight=False,
+    )
+    for stage in plan["stages"]:
+        last = stage["first_step"] + stage["steps"] - 1
+        branch = tree.add(
+            f"[bold]stage {stage['name']}[/]  {count(stage['tokens'])} tokens, {stage['steps']:,} steps "
+            f"({stage['first_step']:,} to {last:,})"
+        )
+        branch.add(f"learning rate  {_learning_rate(stage['learning_rate'])}")
+        batch = branch.add("batch" if len(stage["batch"]) > 1 else f"batch  {_batch(stage['batch'][0])}")
+        if len(stage["batch"]) > 1:
+            for piece in stage["batch"]:
+                batch.add(_batch(piece))
+        mixture = branch.add("mixture")
+        for domain, share in stage["mixture"].items():
+            if share:
+                epochs = stage["domain_epochs"][domain]
+                repeat = f"[yellow]{epochs:.2f} epochs[/]" if epochs > 1 else f"{epochs:.2f} epochs"
+                mixture.add(f"{share:7.2%}  {domain}  {count(stage['domain_tokens'][domain])} tokens, {repeat}")
+    return tree
+
+
+def _learning_rate(rate: dict[str, Any]) -> str:
+    warmup = f"{rate['warmup_steps']:,} steps of warm-up to {rate['peak']:g}, then " if rate["warmup_steps"] else ""
+    if rate["shape"] == "constant":
+        return f"{warmup}constant {rate['peak']:g}"
+    return f"{warmup}{rate['shape']} from {rate['peak']:g} to {rate['last']:g}"
+
+
+def _batch(piece: dict[str, Any]) -> str:
+    return f"{piece['size']:,} sequences, {piece['steps']:,} steps, {count(piece['tokens'])} tokens"
+
+
+def _sources(plan: dict[str, Any]) -> Table:
+    stages = [stage["name"] for stage in plan["stages"]]
+    table = Table(title="Epochs per source", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ("domain", "source"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("level")
+    for name in ("pool", *stages, "run", "at most", "tokens drawn"):
+        table.add_column(name, justify="right", no_wrap=True)
+    domain = None
+    for source in plan["sources"]:
+        total = source["total_epochs"]
+        table.add_row(
+            source["domain"] if source["domain"] != domain else "",
+            source["name"],
+            source["level"],
+            count(source["pool_tokens"]),
+            *(_epochs(source["epochs"][stage]) for stage in stages),
+            f"[bold yellow]{total:.2f}[/]" if total > 1 else _epochs(total),
+            f"{source['max_epochs']:g}",
+            count(source["total_tokens"]) if source["total_tokens"] else "-",
+        )
+        domain = source["domain"]
+    return table
+
+
+def _epochs(value: float) -> str:
+    return f"{value:.2f}" if value else "-"
+
+
+def _sizes(plan: dict[str, Any]) -> Table:
+    model, devices, checkpoints, evaluations = (
+        plan[part] for part in ("model", "devices", "checkpoints", "evaluations")
+    )
+    mesh = " x ".join(f"{name} {size}" for name, size in devices["mesh"].items()) or "one device"
+    every = evaluations["every_steps"]
+    table = Table(title="Sizes", title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    tied = "tied" if model["tied_embeddings"] else "untied"
+    rows = {
+        "parameters": f"{model['params'] / 1e9:.3f} B ({model['params']:,}), {tied} embeddings",
+        "FLOPs per token": f"{model['flops_per_token'] / 1e9:.2f} G ({model['flops_convention']}); "
+        f"{model['flops_per_token_full_attention'] / 1e9:.2f} G with all of attention",
+        "FLOPs of the run": flops(model["total_flops"]),
+        "mesh": f"{mesh}; {devices['rows_per_micro_batch']} sequences a device in a micro-batch, "
+        f"up to {devices['most_micro_batches']} micro-batches a step",
+        "memory per device": f"{memory(devices['total_bytes'])} = parameters {memory(devices['parameter_bytes'])} + "
+        f"optimizer {memory(devices['optimizer_bytes'])} + gradients {memory(devices['gradient_bytes'])}; "
+        "activations come on top",
+        "checkpoints": f"{checkpoints['written']:,} written, one every {checkpoints['every_steps']:,} steps; "
+        f"{checkpoints['kept']:,} kept x {memory(checkpoints['bytes_each'])} = {memory(checkpoints['bytes_kept'])} "
+        "uncompressed",
+        "evaluations": f"{evaluations['count']:,}, at stage ends{f' and every {every:,} steps' if every else ''}, "
+        f"of {count(evaluations['tokens_per_domain'])} held-out tokens a domain",
+        "run directory": plan["directory"],
+        "fingerprint": plan["fingerprint"],
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
