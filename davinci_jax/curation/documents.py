@@ -86,8 +86,7 @@ def document_files(path: pathlib.Path) -> list[pathlib.Path]:
 
 def read_texts(file: pathlib.Path) -> Iterator[tuple[str, str]]:
     """Yields (id, text) of a documents file; lines that are no document with text are left out."""
-    opened = gzip.open(file, "rb") if file.name.endswith(".gz") else file.open("rb")
-    with opened as lines:
+    with gzip.open(file, "rb") if file.name.endswith(".gz") else file.open("rb") as lines:
         for line in lines:
             try:
                 fields = json.loads(line)

@@ -144,12 +144,18 @@ def _topic_pages(document: Document) -> Iterator[Document]:
     """Yields a page for each entry of the dictionary that `pydoc_data.topics` assigns."""
     for node in parse(document.text).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            for topic, text in ast.literal_eval(node.value).items():
+            for topic, text in _constants(node.value):
                 identity = f"{document.id}::{topic}"
                 text = text.strip("\n") + "\n"
                 parts = ((topic, 0, len(text)),)
                 # No other document holds a topic's text, so each may be held out on its own.
                 yield Document(id=identity, text=text, group=identity, level="L1", parts=parts)
+
+
+def _constants(table: ast.Dict) -> Iterator[tuple[str, str]]:
+    for key, value in zip(table.keys, table.values, strict=True):
+        if isinstance(key, ast.Constant) and isinstance(value, ast.Constant) and isinstance(value.value, str):
+            yield str(key.value), value.value
 
 
 def _entries(document: Document) -> dict[str, list[tuple[str, str, str]]]:

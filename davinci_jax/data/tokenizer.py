@@ -22,6 +22,9 @@ from davinci_jax.errors import DataError
 
 END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 
+# What the libraries raise on something that is no Unicode text; `_no_text` finds out which text it was.
+_TEXT_ERRORS = (TypeError, UnicodeEncodeError, RuntimeError)
+
 
 class Tokenizer(abc.ABC):
     """Text to ids and back.
@@ -146,14 +149,14 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         try:
             encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError) as error:
+        except _TEXT_ERRORS as error:
             raise _no_text(texts) from error
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         try:
             encoding = self._model.encode(text, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError) as error:
+        except _TEXT_ERRORS as error:
             raise _no_text([text]) from error
         return np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int32).reshape(-1, 2)
 
@@ -202,13 +205,13 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         try:
             return [np.array(ids, np.int32) for ids in self._model.encode(list(texts))]
-        except (TypeError, UnicodeEncodeError) as error:
+        except _TEXT_ERRORS as error:
             raise _no_text(texts) from error
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         try:
             mapping = self._model.encode(text, return_type="offset_mapping")
-        except (TypeError, UnicodeEncodeError) as error:
+        except _TEXT_ERRORS as error:
             raise _no_text([text]) from error
         ids = np.array(mapping["ids"], np.int32)
         spans = np.array(mapping["offsets"], np.int32).reshape(-1, 2)

@@ -1,0 +1,99 @@
+"""The whole recipe in five minutes on two cores: text of the Python installation, four stages, 1.7 M parameters.
+
+Same mixture table, batch ramp and learning-rate segments as configs/davinci_3b.py, scaled down. The five numbers
+below set the size; everything else follows from them.
+"""
+
+import dataclasses
+
+from davinci_jax.curriculum.recipe import STAGES, scaled
+from davinci_jax.experiment import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    Experiment,
+    ModelConfig,
+    RunConfig,
+    Source,
+)
+
+TOKENS = 1_600_000  # of the whole run; time is in proportion
+SEQUENCE_LENGTH = 256
+BATCH = 4  # sequences per step at the start; doubles twice in stage 1-1, as 1024 -> 2048 -> 4096 does
+LEARNING_RATE = 3e-3  # peak of stage 1; a small model takes ten times that of 3 B parameters
+VOCABULARY = 4096
+
+PAPER = {"tokens": 8e12, "sequence_length": 4096, "batch": 1024, "learning_rate": 3e-4}
+
+
+def curriculum():
+    """The four stages with the paper's proportions: steps of the ramp and warm-ups as shares of their stage."""
+    # Steps of the ramp shrink with the sequences of a run, so the rows' length is put in after the scaling.
+    length = SEQUENCE_LENGTH / PAPER["sequence_length"]
+    stages = scaled(
+        STAGES,
+        tokens=TOKENS / PAPER["tokens"] / length,
+        batch=BATCH / PAPER["batch"],
+        learning_rate=LEARNING_RATE / PAPER["learning_rate"],
+    )
+    return tuple(dataclasses.replace(stage, tokens=stage.tokens * length) for stage in stages)
+
+
+def sources():
+    """Text that every machine has; `davinci curate` extracts it. Tokens are estimates until shards are there."""
+    return (
+        Source(
+            name="python-docs",  # docstrings of the standard library and pydoc topics
+            domain="General",
+            level="L2",
+            tokens=7e5,
+            documents="python-installation:docs",
+            max_epochs=3,  # stage 1 draws more General text than there is
+        ),
+        Source(
+            name="python-source",  # the standard library
+            domain="Code",
+            level="L2",
+            tokens=3.5e6,
+            documents="python-installation:source",
+        ),
+        Source(
+            name="scientific-docs",  # docstrings of numpy and scipy
+            domain="Science",
+            level="L2",
+            tokens=2.3e6,
+            documents="python-installation:scientific-docs",
+        ),
+        Source(
+            name="doctest-qa",  # examples in all those docstrings, as questions and answers
+            domain="QA",
+            level="L2",
+            tokens=5e5,
+            documents="python-installation:doctests",
+            max_epochs=2,
+        ),
+    )
+
+
+def config() -> Experiment:
+    """The experiment."""
+    return Experiment(
+        run=RunConfig(name="quickstart", micro_batch=BATCH, log_every_steps=5),
+        model=ModelConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=128,
+            num_layers=6,
+            num_heads=4,
+            num_kv_heads=2,
+            head_size=32,
+            mlp_size=384,
+            max_positions=SEQUENCE_LENGTH,
+            compute_dtype="float32",
+            remat="none",
+            loss_chunk=BATCH * SEQUENCE_LENGTH,
+        ),
+        data=DataConfig(root="data/quickstart", sources=sources(), sequence_length=SEQUENCE_LENGTH, heldout=0.03),
+        curriculum=curriculum(),
+        evaluation=EvaluationConfig(every_steps=50, tokens=16_384),
+        checkpoint=CheckpointConfig(every_steps=100, keep_last=3, keep_every=None),
+    )

@@ -1,0 +1,58 @@
+"""Curation of the Python installation that runs the tests."""
+
+import collections
+import json
+
+import pytest
+
+from davinci_jax.curation.installation import find_package
+from davinci_jax.curation.run import curate
+from davinci_jax.errors import DataError
+from davinci_jax.experiment import load_config
+
+
+def test_packages_are_found_without_importing_them():
+    python, numpy = find_package("python"), find_package("numpy")
+    assert (python.root / "os.py").is_file()
+    paths = dict(python.files())
+    assert "json/decoder.py" in paths
+    assert not any("site-packages" in path or path.startswith("_sysconfigdata") for path in paths)
+    assert (numpy.root / "__init__.py").is_file()
+    assert "BSD" in numpy.licence
+    with pytest.raises(DataError, match="pip install no_such_package"):
+        find_package("no_such_package")
+
+
+@pytest.mark.slow
+def test_the_quickstart_finds_its_text_on_this_machine(tmp_path):
+    pytest.importorskip("scipy")
+    import dataclasses
+
+    experiment = load_config("configs/quickstart.py")
+    data = dataclasses.replace(experiment.data, root=str(tmp_path))
+    results = curate(dataclasses.replace(experiment, data=data), log=lambda line: None)
+    megabytes = {result.source: result.funnel["bytes"] / 1e6 for result in results}
+    assert 7 < megabytes["python-source"] < 16
+    assert 1.5 < megabytes["python-docs"] < 4
+    assert 5 < megabytes["scientific-docs"] < 11
+    assert 0.7 < megabytes["doctest-qa"] < 2.5
+
+    groups = collections.defaultdict(set)
+    for result in results:
+        identities = set()
+        for line in (result.folder / "documents.jsonl").open():
+            document = json.loads(line)
+            identities.add(document["id"])
+            groups[document["group"]].add(result.source)
+            assert document["level"] == "L2"
+            for start, end in document.get("questions", ()):
+                question = document["text"][start:end]
+                assert question.startswith("Question:\n>>> ")
+                assert question.endswith("\nAnswer:\n")
+        assert len(identities) == result.funnel["documents"]
+    qa = next(result for result in results if result.source == "doctest-qa")
+    assert qa.funnel["pairs"] > 4000
+    # A file, its docstrings and their examples are one group, and so are held out together.
+    assert groups["python/heapq.py"] >= {"python-source", "python-docs"}
+    assert groups["numpy/lib/_function_base_impl.py"] == {"scientific-docs", "doctest-qa"}
+    assert all(result.built is False for result in curate(dataclasses.replace(experiment, data=data), log=lambda _: 0))

@@ -1,0 +1,305 @@
+"""Curation of a small planted package: every reject exact, every span in place, twice the same."""
+
+import json
+import pathlib
+
+import pytest
+
+from davinci_jax.curation import run as curation_run
+from davinci_jax.curation.documents import documents_path
+from davinci_jax.curation.installation import Package
+from davinci_jax.curation.run import curate
+from davinci_jax.errors import ConfigError, DataError
+from davinci_jax.experiment import (
+    Batch,
+    DataConfig,
+    Experiment,
+    LearningRate,
+    ModelConfig,
+    RunConfig,
+    Source,
+    Stage,
+)
+
+LONG = "This sentence is here so that the text is longer than the rule for short documents asks for, by far.\n"
+COMMENT = "# " + LONG
+
+FILES = {
+    "area.py": f'''"""Areas of shapes.
+
+{LONG}
+>>> 6 * 7
+42
+>>> import math
+>>> r = 2
+>>> for n in range(2):
+...     print(n * r)
+0
+2
+"""
+
+class Circle(Base):
+    """A circle. {LONG}"""
+
+    def area(self, digits=2):
+        """The area.
+
+        >>> Circle(1).area()
+        3.14
+        """
+
+    def silent(self):
+        pass
+
+if True:
+    def square(side: float) -> float:
+        """The square of a side. {LONG}"""
+        def inner():
+            """Nobody's interface. {LONG}"""
+
+add_newdoc("pack.area", "compiled", """
+    compiled(x)
+
+    {LONG}
+    """)
+add_newdoc("pack.area", "kind", ("member", """{LONG * 2}"""))
+''',
+    "copy_of_square.py": f'def other_name(x):\n    """The square of a side. {LONG}"""\n',
+    "twin_a.py": COMMENT * 2,
+    "twin_b.py": COMMENT * 2,
+    "broken.py": COMMENT + "def (:\n",
+    "garbled.py": COMMENT + "# " + "\x01" * 60 + "\n",
+    "windows.py": "\ufeff" + COMMENT + "x = 1\r\n" + COMMENT,
+    "empty.py": "",
+    "short.py": "x = 1\n",
+    "tests/test_area.py": COMMENT * 3,
+    "site-packages/foreign.py": COMMENT * 4,
+    "_sysconfigdata_linux.py": COMMENT * 5,
+    "pydoc_data/topics.py": "topics = {'if': '''Topic. " + LONG + "''', 'for': '''" + LONG + "''' + 'a'}\n",
+}
+
+
+@pytest.fixture
+def find(tmp_path):
+    root = tmp_path / "installation"
+    for name, text in FILES.items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(text.encode())
+    (root / "latin.py").write_bytes(b"# caf\xe9\n" * 30)
+    for package in ("numpy", "scipy"):
+        (root.parent / package).mkdir()
+        (root.parent / package / "__init__.py").write_text(f'"""{package}. {LONG}\n>>> {package}\n1\n"""\n')
+
+    def find(name):
+        folder = root if name == "python" else root.parent / name
+        return Package(name, "9.9", folder, "PSF-2.0")
+
+    return find
+
+
+def experiment(root, *sources):
+    return Experiment(
+        run=RunConfig(name="x"),
+        model=ModelConfig(
+            vocab_size=300, hidden_size=8, num_layers=1, num_heads=1, num_kv_heads=1, head_size=8, mlp_size=8
+        ),
+        data=DataConfig(root=str(root), sources=sources, sequence_length=16),
+        curriculum=(
+            Stage(
+                name="s",
+                tokens=1,
+                batch=(Batch(size=1),),
+                learning_rate=LearningRate(peak=1e-3),
+                mixture={sources[0].domain: 1},
+            ),
+        ),
+    )
+
+
+def source(recipe, name="made", **changes):
+    return Source(name=name, domain="D", level="L2", tokens=1, documents=f"python-installation:{recipe}", **changes)
+
+
+def curated(tmp_path, find, recipe):
+    """Returns documents by id, rejects as (id, operation) -> reason, and the funnel."""
+    [result] = curate(experiment(tmp_path / "root", source(recipe)), log=lambda line: None, find=find)
+    lines = (result.folder / "documents.jsonl").read_text().splitlines()
+    documents = {document["id"]: document for document in map(json.loads, lines)}
+    assert len(documents) == len(lines)
+    rejects = [json.loads(line) for line in (result.folder.parent / "made.rejects.jsonl").read_text().splitlines()]
+    return documents, {(r["id"], r["operation"]): r["reason"] for r in rejects}, result.funnel
+
+
+def test_source_keeps_programs_and_names_every_reject(tmp_path, find):
+    documents, rejects, funnel = curated(tmp_path, find, "source")
+    assert sorted(documents) == [
+        "python/area.py",
+        "python/copy_of_square.py",
+        "python/twin_a.py",
+        "python/windows.py",
+    ]
+    assert documents["python/area.py"]["text"] == FILES["area.py"]
+    assert documents["python/windows.py"]["text"] == FILES["windows.py"].lstrip("\ufeff").replace("\r\n", "\n")
+    assert rejects == {
+        ("python/tests/test_area.py", "drop-tests"): "test suite (folder tests)",
+        ("python/pydoc_data/topics.py", "drop-tests"): "named by the recipe",
+        ("python/latin.py", "decode-utf8"): "not UTF-8 at byte 5",
+        ("python/empty.py", "decode-utf8"): "empty",
+        ("python/garbled.py", "drop-garbled"): "60 of 166 characters are garbled",
+        ("python/broken.py", "drop-unparsable"): "does not parse (invalid syntax (<unknown>, line 2))",
+        ("python/short.py", "drop-short"): "5 characters, below 100",
+        ("python/twin_b.py", "drop-duplicates"): "same text as python/twin_a.py",
+    }
+    first, last = funnel["steps"][0], funnel["steps"][-1]
+    assert (first["documents_out"], last["documents_out"], funnel["documents"]) == (12, 4, 4)
+    assert funnel["bytes"] == last["bytes_out"] == sum(len(d["text"].encode()) for d in documents.values())
+    for before, after in zip(funnel["steps"], funnel["steps"][1:], strict=False):
+        assert (before["documents_out"], before["bytes_out"]) == (after["documents_in"], after["bytes_in"])
+
+
+def test_a_document_carries_its_level_licence_and_lineage(tmp_path, find):
+    document = curated(tmp_path, find, "docs")[0]["python/area.py::Circle"]
+    assert (document["level"], document["licence"], document["group"]) == ("L2", "PSF-2.0", "python/area.py")
+    acquired, *later = document["lineage"]
+    assert acquired["level"] == "L0"
+    assert acquired["parameters"].pop("sha256")
+    assert acquired["parameters"] == {"package": "python", "version": "9.9", "path": "area.py"}
+    assert [(step["level"], step["operation"]) for step in later] == [
+        ("L2", "drop-tests"),
+        ("L1", "decode-utf8"),
+        ("L2", "drop-garbled"),
+        ("L1", "docstring-pages"),
+        ("L2", "drop-short"),
+        ("L2", "drop-duplicates"),
+    ]
+    assert later[4]["parameters"] == {"characters": 80}
+    assert str(tmp_path) not in json.dumps(document)
+
+
+def test_docs_are_pages_of_docstrings(tmp_path, find):
+    documents, rejects, _ = curated(tmp_path, find, "docs")
+    assert sorted(documents) == [
+        "python/area.py::Circle",
+        "python/area.py::area",
+        "python/area.py::compiled",
+        "python/area.py::kind",
+        "python/area.py::square",
+        "python/pydoc_data/topics.py::if",
+    ]
+    assert documents["python/area.py::Circle"]["text"] == (
+        f"area.Circle(Base)\n\nA circle. {LONG.strip()}\n\n"
+        "area.Circle.area(self, digits=2)\n\nThe area.\n\n>>> Circle(1).area()\n3.14\n"
+    )
+    assert documents["python/area.py::square"]["text"].startswith("area.square(side: float)\n\nThe square")
+    assert documents["python/area.py::compiled"]["text"] == f"area.compiled\n\ncompiled(x)\n\n{LONG}"
+    assert documents["python/area.py::kind"]["text"].startswith("area.kind.member\n\n")
+    duplicate = rejects["python/copy_of_square.py::other_name", "drop-duplicates"]
+    assert duplicate == "same text as python/area.py::square"
+    assert rejects["python/broken.py", "docstring-pages"].startswith("does not parse")
+    assert rejects["python/twin_a.py", "docstring-pages"] == "no docstring"
+
+
+def test_question_spans_are_exactly_the_questions(tmp_path, find):
+    documents, _, funnel = curated(tmp_path, find, "doctests")
+    document = documents["python/area.py::area#area"]
+    questions = [document["text"][start:end] for start, end in document["questions"]]
+    assert questions == [
+        "Question:\n>>> 6 * 7\nAnswer:\n",
+        "Question:\n>>> import math\n>>> r = 2\n>>> for n in range(2):\n...     print(n * r)\nAnswer:\n",
+    ]
+    answers, at = [], 0
+    for start, end in [*document["questions"], [len(document["text"])] * 2]:
+        answers.append(document["text"][at:start])
+        at = end
+    assert answers == ["", "42\n\n", "0\n2\n"]
+    assert document["group"] == "python/area.py"
+    assert funnel["pairs"] == 2
+    assert "python/area.py::Circle#area.Circle.area" not in documents  # one short pair
+
+
+def test_another_run_writes_the_same_bytes_and_a_third_writes_nothing(tmp_path, find):
+    logs = []
+    made = experiment(tmp_path / "a", source("doctests"))
+    [first] = curate(made, log=logs.append, find=find)
+    [other] = curate(experiment(tmp_path / "b", source("doctests")), log=logs.append, find=find)
+    for name in ("made.funnel.json", "made.rejects.jsonl", "made/documents.jsonl"):
+        assert (tmp_path / "a/documents" / name).read_bytes() == (tmp_path / "b/documents" / name).read_bytes()
+    [again] = curate(made, log=logs.append, find=find)
+    assert (first.built, other.built, again.built) == (True, True, False)
+    assert again.funnel == first.funnel
+    assert "up to date" in logs[-1]
+    assert sorted(file.name for file in (tmp_path / "a/documents").iterdir()) == [
+        "made",
+        "made.funnel.json",
+        "made.rejects.jsonl",
+    ]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "package", "code"])
+def test_what_has_changed_is_written_again(tmp_path, find, damage, monkeypatch):
+    made = experiment(tmp_path / "root", source("scientific-docs"))
+    [first] = curate(made, log=lambda line: None, find=find)
+    good = (first.folder / "documents.jsonl").read_bytes()
+    if damage == "truncate":
+        (first.folder / "documents.jsonl").write_bytes(good[:-10])
+    elif damage == "remove":
+        (first.folder / "documents.jsonl").unlink()
+    elif damage == "package":
+        with (find("scipy").root / "__init__.py").open("a") as file:
+            file.write(f'def f():\n    """New. {LONG}"""\n')
+        find = _with_version(find, "10")
+    else:
+        monkeypatch.setattr(curation_run, "_code_hash", lambda: "other code")
+    [second] = curate(made, log=lambda line: None, find=find)
+    assert second.built
+    assert (second.folder / "documents.jsonl").read_bytes() != b""
+    assert ((second.folder / "documents.jsonl").read_bytes() == good) == (damage != "package")
+
+
+def _with_version(find, version):
+    def found(name):
+        package = find(name)
+        return Package(name, version, package.root, package.licence)
+
+    return found
+
+
+def test_documents_of_the_user_are_left_alone(tmp_path, find):
+    folder = tmp_path / "root/documents/made"
+    folder.mkdir(parents=True)
+    (folder / "mine.jsonl").write_text('{"id": "1", "text": "mine"}\n')
+    with pytest.raises(DataError, match=r"made.*holds documents that curation did not write"):
+        curate(experiment(tmp_path / "root", source("docs")), log=lambda line: None, find=find)
+    assert [file.name for file in folder.iterdir()] == ["mine.jsonl"]
+    own = Source(name="made", domain="D", level="L2", tokens=1)
+    assert curate(experiment(tmp_path / "root", own), log=lambda line: None, find=find) == []
+
+
+def test_an_unknown_recipe_and_a_missing_package_are_told(tmp_path, find):
+    with pytest.raises(ConfigError, match="did you mean 'python-installation:docs'"):
+        curate(experiment(tmp_path, source("dogs")), log=lambda line: None, find=find)
+
+    def empty(name):
+        return Package(name, "1", pathlib.Path(tmp_path / "nothing"), None)
+
+    with pytest.raises(DataError, match=r"installed without its \.py files"):
+        curate(experiment(tmp_path, source("docs")), log=lambda line: None, find=empty)
+
+
+def test_where_the_documents_of_a_source_lie():
+    data = DataConfig(
+        root="/data",
+        sources=(
+            source("docs", "built-in"),
+            Source(name="default", domain="D", level="L2", tokens=1),
+            Source(name="relative", domain="D", level="L2", tokens=1, documents="mine/a.jsonl"),
+            Source(name="absolute", domain="D", level="L2", tokens=1, documents="/elsewhere"),
+        ),
+    )
+    assert [str(documents_path(data, item)) for item in data.sources] == [
+        "/data/documents/built-in",
+        "/data/documents/default",
+        "/data/mine/a.jsonl",
+        "/elsewhere",
+    ]
