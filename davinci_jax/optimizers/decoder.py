@@ -29,10 +29,8 @@ EMBEDDINGS = frozenset({"embed", "head"})
 VECTORS = frozenset({"scale", "q_bias", "k_bias", "v_bias"})
 
 
-def build(
-    config: OptimizerConfig, schedule: optax.ScalarOrSchedule, decoder: Any
-) -> optax.GradientTransformationExtraArgs:
-    """Returns the optax chain that `config` describes, for a decoder's parameters.
+def build(config: OptimizerConfig, schedule: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Returns the optax chain that `config` describes, for the parameters of a decoder.
 
     The gradient is clipped at a global norm over all parameters, then "adamw" updates every parameter with AdamW
     (Loshchilov and Hutter 2019, arXiv 1711.05101), while "muon" updates the matrices of the blocks with Muon and the
@@ -43,12 +41,10 @@ def build(
     Args:
       config: the numbers.
       schedule: learning rate, a number or an optax schedule of the step.
-      decoder: a decoder, or its abstract form; only the names of its parameters are looked at.
 
     Raises:
-      ValueError: the decoder has a parameter that `MATRICES`, `EMBEDDINGS` and `VECTORS` do not know.
+      ValueError: on `init`, if there is a parameter that `MATRICES`, `EMBEDDINGS` and `VECTORS` do not name.
     """
-    jax.tree_util.tree_map_with_path(decays, decoder)
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     if config.name == "muon":
         rule = muon(
@@ -76,13 +72,13 @@ def build(
 
 
 def block_matrix(path: Path, leaf: Any) -> Matrix | None:
-    """Returns how a block's matrix is read, or `None` for every other parameter; raises as `build` does."""
+    """Returns how a block's matrix is read, or `None` for every other parameter; raises as `build` says."""
     del leaf
     return MATRICES.get(_name(path))
 
 
 def decays(path: Path, leaf: Any) -> bool:
-    """Returns whether weight decay reaches the parameter: matrices and embeddings; raises as `build` does."""
+    """Returns whether weight decay reaches the parameter: matrices and embeddings; raises as `build` says."""
     del leaf
     return _name(path) not in VECTORS
 
