@@ -17,11 +17,11 @@ from davinci_jax.curation import recipes
 from davinci_jax.curation.documents import BUILTIN_SCHEME, Document, documents_path, write_lines
 from davinci_jax.curation.extract import DocstringPages
 from davinci_jax.curation.installation import Package, find_package
-from davinci_jax.curation.pipeline import Operation, Pipeline, show_funnel
+from davinci_jax.curation.pipeline import FunnelStep, Operation, Pipeline, show_funnel
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import Experiment, Source
 
-DOCUMENTS_FILE = "documents.jsonl"
+DOCUMENTS_FILE, FUNNEL_FILE = "documents.jsonl", "funnel.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +46,10 @@ def curate(
 ) -> list[Curated]:
     """Writes the documents of the built-in sources of an experiment; a source with a path is left alone.
 
-    Below `<root>/documents/` a source gets a folder `<name>/` with `documents.jsonl`, and beside it
-    `<name>.funnel.json`, the counts of every operation, and `<name>.rejects.jsonl`, what was dropped, by which
-    operation and why. The result is a pure function of the packages and of this code. Documents of the same recipe,
-    packages and code are kept as they are.
+    Below `<root>/documents/` a source gets a folder `<name>/` with `documents.jsonl` and `funnel.json`, the counts
+    of every operation, and beside it `<name>.rejects.jsonl`: what was dropped, by which operation and why. The
+    result is a pure function of the packages and of this code; documents that the same packages and code have
+    written are kept as they are.
 
     Args:
       experiment: its `data.root` and `data.sources` are read.
@@ -75,21 +75,13 @@ def _curate_source(
     source: Source, folder: pathlib.Path, operations: tuple[Operation, ...], log: Callable[[str], None]
 ) -> Curated:
     recipe = _recipe_hash(operations)
-    record = folder.with_name(f"{folder.name}.funnel.json")
-    known = json.loads(record.read_text()) if record.is_file() else None
-    if folder.exists() and known is None:
-        raise DataError(
-            f"data.sources[{source.name}].documents",
-            str(folder),
-            "holds documents that curation did not write",
-            "move the folder away, or name it with `documents` to use them",
-        )
-    if known is not None and known["recipe"] == recipe and _is_whole(folder, known):
+    known = _read_funnel(source, folder)
+    if known is not None and known.get("recipe") == recipe and _is_whole(folder, known):
         log(f"{source.name}: {known['documents']} documents in {folder} are up to date")
         return Curated(source.name, folder, known, built=False)
     log(f"{source.name}: {operations[0].parameters()}")
     started = time.monotonic()
-    funnel, steps = _write(source, folder, record, operations, recipe)
+    funnel, steps = _write(source, folder, operations, recipe)
     log(show_funnel(steps))
     seconds = time.monotonic() - started
     log(
@@ -98,10 +90,26 @@ def _curate_source(
     return Curated(source.name, folder, funnel, built=True)
 
 
+def _read_funnel(source: Source, folder: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the funnel of documents that are there; raises `DataError` if anything else is there too."""
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if folder.is_file() or (names and names - {DOCUMENTS_FILE, FUNNEL_FILE}) or names == {DOCUMENTS_FILE}:
+        raise DataError(
+            f"data.sources[{source.name}].documents",
+            str(folder),
+            "holds documents that curation did not write",
+            "move them away, or name them with `documents` to use them",
+        )
+    try:
+        return json.loads((folder / FUNNEL_FILE).read_text()) if names else None
+    except ValueError:
+        return None
+
+
 def _write(
-    source: Source, folder: pathlib.Path, record: pathlib.Path, operations: tuple[Operation, ...], recipe: str
-) -> tuple[dict[str, Any], list[Any]]:
-    """Writes a source beside its place and moves it there: first the documents, last the record that vouches."""
+    source: Source, folder: pathlib.Path, operations: tuple[Operation, ...], recipe: str
+) -> tuple[dict[str, Any], list[FunnelStep]]:
+    """Writes a source beside its place and moves it there whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
@@ -122,14 +130,14 @@ def _write(
     pipeline = Pipeline(operations, on_reject)
     write_lines(new / DOCUMENTS_FILE, lines(pipeline.run()))
     steps = [dataclasses.asdict(step) for step in pipeline.funnel]
-    digest = hashlib.sha256((new / DOCUMENTS_FILE).read_bytes()).hexdigest()
+    with (new / DOCUMENTS_FILE).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     size = (new / DOCUMENTS_FILE).stat().st_size
     funnel = {"source": source.name, "recipe": recipe, **counts, "file_bytes": size, "sha256": digest, "steps": steps}
-    record.unlink(missing_ok=True)
+    (new / FUNNEL_FILE).write_text(json.dumps(funnel, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _replace(folder.with_name(f"{folder.name}.rejects.jsonl"), "".join(line + "\n" for line in rejects))
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
-    _replace(folder.with_name(f"{folder.name}.rejects.jsonl"), "".join(line + "\n" for line in rejects))
-    _replace(record, json.dumps(funnel, indent=1, ensure_ascii=False) + "\n")
     return funnel, pipeline.funnel
 
 

@@ -22,7 +22,8 @@ class Source:
       stages: names of the stages that may draw from it; `None` means every stage whose mixture names its domain.
       path: shard set, relative to `DataConfig.root` or absolute; `None` means `name`.
       documents: where `davinci shard` finds the documents: a JSONL file or folder (see docs/data.md) relative
-        to `DataConfig.root` or absolute; `None` means `documents/<name>`.
+        to `DataConfig.root` or absolute; `None` means `documents/<name>`. A built-in recipe, such as
+        "python-installation:docs", is what `davinci curate` writes there.
       max_epochs: how often the run may go through it; more is refused with the arithmetic.
       weight: share inside its domain; `None` means in proportion to `tokens`. Given for all of a domain or none.
       loss: "all" trains on every token, "answers" masks the spans that documents mark as questions.
@@ -44,9 +45,12 @@ class Source:
         checks.one_of(section, LEVELS, level=self.level)
         checks.one_of(section, ("all", "answers"), loss=self.loss)
         checks.positive(section, tokens=self.tokens, max_epochs=self.max_epochs, weight=self.weight)
-        if not self.name or "/" in self.name or self.name.startswith("."):
+        if not self.name or set("/=.") & set(self.name):
             raise ConfigError(
-                f"{section}.name", self.name, "cannot be a folder name", "use letters, digits, '-', '_' and '.'"
+                f"{section}.name",
+                self.name,
+                "cannot be a folder and part of a dotted name",
+                "use letters, digits, '-' and '_'",
             )
 
 

@@ -223,20 +223,17 @@ def test_another_run_writes_the_same_bytes_and_a_third_writes_nothing(tmp_path, 
     made = experiment(tmp_path / "a", source("doctests"))
     [first] = curate(made, log=logs.append, find=find)
     [other] = curate(experiment(tmp_path / "b", source("doctests")), log=logs.append, find=find)
-    for name in ("made.funnel.json", "made.rejects.jsonl", "made/documents.jsonl"):
+    for name in ("made.rejects.jsonl", "made/documents.jsonl", "made/funnel.json"):
         assert (tmp_path / "a/documents" / name).read_bytes() == (tmp_path / "b/documents" / name).read_bytes()
     [again] = curate(made, log=logs.append, find=find)
     assert (first.built, other.built, again.built) == (True, True, False)
     assert again.funnel == first.funnel
     assert "up to date" in logs[-1]
-    assert sorted(file.name for file in (tmp_path / "a/documents").iterdir()) == [
-        "made",
-        "made.funnel.json",
-        "made.rejects.jsonl",
-    ]
+    assert sorted(file.name for file in (tmp_path / "a/documents").iterdir()) == ["made", "made.rejects.jsonl"]
+    assert sorted(file.name for file in first.folder.iterdir()) == ["documents.jsonl", "funnel.json"]
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "package", "code"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "funnel", "package", "code"])
 def test_what_has_changed_is_written_again(tmp_path, find, damage, monkeypatch):
     made = experiment(tmp_path / "root", source("scientific-docs"))
     [first] = curate(made, log=lambda line: None, find=find)
@@ -245,6 +242,8 @@ def test_what_has_changed_is_written_again(tmp_path, find, damage, monkeypatch):
         (first.folder / "documents.jsonl").write_bytes(good[:-10])
     elif damage == "remove":
         (first.folder / "documents.jsonl").unlink()
+    elif damage == "funnel":
+        (first.folder / "funnel.json").write_text('{"source": ')
     elif damage == "package":
         with (find("scipy").root / "__init__.py").open("a") as file:
             file.write(f'def f():\n    """New. {LONG}"""\n')
@@ -266,12 +265,12 @@ def _with_version(find, version):
 
 
 def test_documents_of_the_user_are_left_alone(tmp_path, find):
+    curate(experiment(tmp_path / "root", source("source")), log=lambda line: None, find=find)
     folder = tmp_path / "root/documents/made"
-    folder.mkdir(parents=True)
     (folder / "mine.jsonl").write_text('{"id": "1", "text": "mine"}\n')
     with pytest.raises(DataError, match=r"made.*holds documents that curation did not write"):
         curate(experiment(tmp_path / "root", source("docs")), log=lambda line: None, find=find)
-    assert [file.name for file in folder.iterdir()] == ["mine.jsonl"]
+    assert (folder / "mine.jsonl").read_text() == '{"id": "1", "text": "mine"}\n'
     own = Source(name="made", domain="D", level="L2", tokens=1)
     assert curate(experiment(tmp_path / "root", own), log=lambda line: None, find=find) == []
 
