@@ -1,4 +1,4 @@
-"""The recipe on a 162 M model and a hundredth of the tokens: 80 B in four stages of the same shape, for ablations.
+"""The recipe on a 159 M model and a hundredth of the tokens: 80 B in four stages of the same shape, for ablations.
 
 Batches are an eighth, so steps, warm-up and ramp shrink to 8 %; the learning rate is doubled, as small models bear
 and small budgets want. The report has no such run: the sizes are ours.

@@ -94,28 +94,31 @@ STAGES: tuple[Stage, ...] = (
 
 
 def scaled(
-    stages: Sequence[Stage], *, tokens: float, batch: float = 1.0, learning_rate: float = 1.0
+    stages: Sequence[Stage], *, tokens: float, batch: float = 1.0, length: float = 1.0, learning_rate: float = 1.0
 ) -> tuple[Stage, ...]:
     """Returns the stages with the same shape and mixture at another size.
 
     Args:
       stages: the stages.
       tokens: factor on every stage's tokens.
-      batch: factor on every batch size; steps of the ramp and of the warm-up change by tokens / batch.
+      batch: factor on every batch size.
+      length: factor on the sequence length; with the two above it decides the steps of the ramp and of the warm-up.
       learning_rate: factor on every learning rate.
     """
+    steps = tokens / (batch * length)
     return tuple(
         dataclasses.replace(
             stage,
             tokens=stage.tokens * tokens,
-            batch=tuple(
-                Batch(size=_whole(piece.size * batch), steps=piece.steps and _whole(piece.steps * tokens / batch))
-                for piece in stage.batch
-            ),
-            learning_rate=_scaled_rate(stage.learning_rate, tokens / batch, learning_rate),
+            batch=tuple(_scaled_piece(piece, steps, batch) for piece in stage.batch),
+            learning_rate=_scaled_rate(stage.learning_rate, steps, learning_rate),
         )
         for stage in stages
     )
+
+
+def _scaled_piece(piece: Batch, steps: float, size: float) -> Batch:
+    return Batch(size=_whole(piece.size * size), steps=None if piece.steps is None else _whole(piece.steps * steps))
 
 
 def _scaled_rate(rate: LearningRate, steps: float, factor: float) -> LearningRate:

@@ -3,11 +3,13 @@
 from davinci_jax.experiment.curriculum import Batch, LearningRate, Stage
 from davinci_jax.experiment.data import DataConfig, Source
 from davinci_jax.experiment.experiment import Experiment
+from davinci_jax.experiment.identity import fingerprint, identity
+from davinci_jax.experiment.load import load_config
 from davinci_jax.experiment.model import ModelConfig, RopeScaling
 from davinci_jax.experiment.optimizer import OptimizerConfig
 from davinci_jax.experiment.overrides import apply_overrides
 from davinci_jax.experiment.runtime import CheckpointConfig, EvaluationConfig, MeshConfig, RunConfig
-from davinci_jax.experiment.serialize import fingerprint, from_json, identity, load_config, to_dict, to_json
+from davinci_jax.experiment.serialize import from_json, resolve, to_dict, to_json
 
 __all__ = [
     "Batch",
@@ -28,6 +30,7 @@ __all__ = [
     "from_json",
     "identity",
     "load_config",
+    "resolve",
     "to_dict",
     "to_json",
 ]

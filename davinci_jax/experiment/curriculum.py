@@ -38,7 +38,7 @@ class LearningRate:
         (warmup-stable-decay, Hu et al. 2024, arXiv 2404.06395).
       final: value at the end of the stage; unused, and so refused, with "constant".
       warmup_steps: steps of linear warm-up at the start of the stage.
-      warmup_from: value before the first warm-up step.
+      warmup_from: value before the first warm-up step; the last warm-up step has `peak`.
       decay: share of the stage's steps that "wsd" decays over.
     """
 
@@ -94,6 +94,10 @@ class Stage:
     def __post_init__(self):
         section = f"curriculum[{self.name}]"
         checks.positive(section, tokens=self.tokens)
+        if not self.name or set("/=.") & set(self.name):
+            raise ConfigError(
+                f"{section}.name", self.name, "cannot be part of a dotted name", "use letters, digits, '-' and '_'"
+            )
         if not self.batch:
             raise ConfigError(f"{section}.batch", (), "is empty", "give at least one batch size")
         for piece in self.batch[:-1]:

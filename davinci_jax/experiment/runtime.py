@@ -105,7 +105,7 @@ class RunConfig:
         )
         checks.within("run", 0, float("inf"), watchdog_seconds=self.watchdog_seconds)
         checks.within("run", 0, 2**31 - 1, seed=self.seed)
-        if not self.name or "/" in self.name:
+        if not self.name or "/" in self.name or self.name.startswith("."):
             raise ConfigError("run.name", self.name, "cannot be a folder name", "use letters, digits, '-' and '_'")
 
     @property

@@ -199,7 +199,7 @@ def _evaluations(experiment: Experiment, timeline: Timeline) -> dict[str, Any]:
 def _notes(experiment: Experiment, plan: dict[str, Any]) -> list[str]:
     """Returns what a reader of the plan should not overlook, one sentence each."""
     notes = [
-        f"stage {stage['name']} repeats {domain} {epochs:.1f} times"
+        f"stage {stage['name']} repeats {domain}: {epochs:.1f} epochs of it in this stage"
         for stage in plan["stages"]
         for domain, epochs in stage["domain_epochs"].items()
         if epochs > 1

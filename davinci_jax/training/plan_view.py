@@ -43,8 +43,9 @@ def _curriculum(plan: dict[str, Any]) -> Tree:
         for domain, share in stage["mixture"].items():
             if share:
                 epochs = stage["domain_epochs"][domain]
-                repeat = f"[yellow]{epochs:.2f} epochs[/]" if epochs > 1 else f"{epochs:.2f} epochs"
-                mixture.add(f"{share:7.2%}  {domain}  {count(stage['domain_tokens'][domain])} tokens, {repeat}")
+                mixture.add(
+                    f"{share:7.2%}  {domain}  {count(stage['domain_tokens'][domain])} tokens, {_epochs(epochs)} epochs"
+                )
     return tree
 
 
@@ -69,14 +70,13 @@ def _sources(plan: dict[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     domain = None
     for source in plan["sources"]:
-        total = source["total_epochs"]
         table.add_row(
             source["domain"] if source["domain"] != domain else "",
             source["name"],
             source["level"],
             count(source["pool_tokens"]),
             *(_epochs(source["epochs"][stage]) for stage in stages),
-            f"[bold yellow]{total:.2f}[/]" if total > 1 else _epochs(total),
+            _epochs(source["total_epochs"]),
             f"{source['max_epochs']:g}",
             count(source["total_tokens"]) if source["total_tokens"] else "-",
         )
@@ -85,7 +85,14 @@ def _sources(plan: dict[str, Any]) -> Table:
 
 
 def _epochs(value: float) -> str:
-    return f"{value:.2f}" if value else "-"
+    """Returns epochs with two decimals, marked where they repeat."""
+    if value > 1:
+        return f"[bold yellow]{value:.2f}[/]"
+    return "-" if not value else f"{value:.2f}" if value >= 0.005 else "<0.01"
+
+
+def _params(number: int) -> str:
+    return f"{number / 1e9:.3f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 
 def _sizes(plan: dict[str, Any]) -> Table:
@@ -99,7 +106,7 @@ def _sizes(plan: dict[str, Any]) -> Table:
     table.add_column()
     tied = "tied" if model["tied_embeddings"] else "untied"
     rows = {
-        "parameters": f"{model['params'] / 1e9:.3f} B ({model['params']:,}), {tied} embeddings",
+        "parameters": f"{_params(model['params'])} ({model['params']:,}), {tied} embeddings",
         "FLOPs per token": f"{model['flops_per_token'] / 1e9:.2f} G ({model['flops_convention']}); "
         f"{model['flops_per_token_full_attention'] / 1e9:.2f} G with all of attention",
         "FLOPs of the run": flops(model["total_flops"]),
