@@ -1,0 +1,110 @@
+"""The tokenizer files of a saved folder, as AutoTokenizer of transformers reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import tokenizers
+
+from davinci_jax.errors import ConfigError, DataError
+from davinci_jax.experiment import ModelConfig
+
+# The same names, in the same order, as the tokenizer of the data pipeline tries.
+END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerFiles:
+    """What to write beside the weights.
+
+    Attributes:
+      contents: file name -> bytes.
+      special_ids: "bos_token_id" and "eos_token_id", `None` where the tokenizer has none.
+    """
+
+    contents: dict[str, bytes]
+    special_ids: dict[str, int | None]
+
+
+def read(file: str | pathlib.Path, config: ModelConfig) -> TokenizerFiles:
+    """Prepares the tokenizer files of a model from its tokenizer.json.
+
+    The file itself is copied byte for byte. Special tokens and the chat template come from a tokenizer_config.json
+    beside it; without one, the end of text is the first name of `END_OF_TEXT` in the vocabulary.
+
+    Raises:
+      DataError: the file is missing, damaged, of another kind, or its end-of-text token is unknown.
+      ConfigError: it has more ids than the model.
+    """
+    file = pathlib.Path(file)
+    if file.is_dir():
+        file = file / "tokenizer.json"
+    if not file.is_file():
+        raise DataError(str(file), None, "no such file", "name the tokenizer.json that the model was trained with")
+    if file.suffix != ".json":
+        remedy = "convert it to a tokenizer.json, or save without a tokenizer"
+        raise DataError(str(file), None, "is no tokenizer.json, and transformers cuts text differently", remedy)
+    content = file.read_bytes()
+    try:
+        vocabulary = tokenizers.Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises bare Exception
+        reason = str(error).split("\n")[0][:160]
+        raise DataError(str(file), None, f"cannot be read as a tokenizer ({reason})", "copy it again") from None
+    largest = max(vocabulary.values(), default=-1)
+    if largest >= config.vocab_size:
+        problem = f"is below the {largest + 1} ids of {file}"
+        raise ConfigError(
+            "model.vocab_size", config.vocab_size, problem, "use the tokenizer the model was trained with"
+        )
+    beside = _beside(file.with_name("tokenizer_config.json"))
+    named = {key: _content(beside.get(key)) for key in _SPECIAL}
+    named["eos_token"] = named["eos_token"] or next((name for name in END_OF_TEXT if name in vocabulary), "")
+    for key, name in named.items():
+        if name is not None and name not in vocabulary:
+            remedy = "name one in a tokenizer_config.json beside it"
+            raise DataError(f"{file}: {key}", name or None, "is no token of it", remedy)
+    special = {key: name for key, name in named.items() if name is not None}
+    return TokenizerFiles(
+        {
+            "tokenizer.json": content,
+            "tokenizer_config.json": _json(_tokenizer_config(beside, special, config)),
+            "special_tokens_map.json": _json(special),
+        },
+        {f"{key}_id": vocabulary.get(named[key]) for key in ("bos_token", "eos_token")},
+    )
+
+
+def _tokenizer_config(beside: dict[str, Any], special: dict[str, str], config: ModelConfig) -> dict[str, Any]:
+    kept = {key: beside[key] for key in ("chat_template", "additional_special_tokens") if beside.get(key)}
+    return {
+        # The class that takes tokenizer.json as it is; model-specific classes rebuild it from parts.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.max_positions,
+        "clean_up_tokenization_spaces": False,
+        **kept,
+        **special,
+    }
+
+
+def _beside(file: pathlib.Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        raw = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError(str(file), None, f"is not JSON ({error})", "mend or remove it") from None
+    if not isinstance(raw, dict):
+        raise DataError(str(file), None, "holds no JSON object", "mend or remove it")
+    return raw
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

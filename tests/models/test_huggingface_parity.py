@@ -1,0 +1,184 @@
+"""The decoder computes what transformers computes: against recorded references, and live in the parity tier."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from davinci_jax import sharding
+from davinci_jax.experiment import MeshConfig
+from davinci_jax.models import decoder as decoder_lib
+from davinci_jax.models import huggingface
+from davinci_jax.models.huggingface import layout
+
+REFERENCES = pathlib.Path(__file__).parent.parent / "references"
+CASES = sorted(path.name for path in (REFERENCES / "models").iterdir())
+INPUTS = ("tokens", "labels", "segment_ids", "positions")
+LOGITS_ATOL, GRADIENT_RTOL = 1e-4, 1e-3
+
+
+@pytest.fixture(autouse=True)
+def one_device_mesh():
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
+        yield
+
+
+def load_float32(folder):
+    config = dataclasses.replace(huggingface.read_config(folder), compute_dtype="float32")
+    return config, huggingface.load_weights(config, folder)
+
+
+def tensors(tree, config):
+    """A decoder, or gradients in its shape, as Hugging Face tensors by name."""
+    leaves = {huggingface.parameter_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    arrays = {path: np.asarray(leaf) for path, leaf in leaves.items()}
+    return {
+        entry.name: entry.from_decoder(arrays[entry.path] if entry.layer is None else arrays[entry.path][entry.layer])
+        for entry in layout.entries(config)
+    }
+
+
+@jax.jit
+def forward_and_backward(decoder, inputs):
+    def mean_loss(decoder):
+        nll, _ = decoder_lib.token_losses(decoder, **inputs)
+        return jnp.sum(nll) / jnp.sum(inputs["labels"] != -1)
+
+    loss, gradients = jax.value_and_grad(mean_loss)(decoder)
+    inputs = {name: array for name, array in inputs.items() if name != "labels"}
+    return decoder.logits(**inputs), loss, gradients
+
+
+def errors(folder, expected):
+    """(largest logit error, loss error, largest gradient error relative to the gradient's own scale)."""
+    config, decoder = load_float32(folder)
+    placement = jax.sharding.NamedSharding(jax.sharding.get_mesh(), sharding.spec("batch", "sequence"))
+    inputs = {name: jax.device_put(expected[name], placement) for name in INPUTS}
+    logits, loss, gradients = forward_and_backward(decoder, inputs)
+    found = tensors(gradients, config)
+    relative = {
+        name: np.max(np.abs(found[name] - expected[f"gradient:{name}"])) / np.max(np.abs(expected[f"gradient:{name}"]))
+        for name in found
+    }
+    assert len(relative) == sum(name.startswith("gradient:") for name in expected)
+    logits_error = np.max(np.abs(np.asarray(logits) - expected["logits"]))
+    return logits_error, abs(float(loss) - expected["loss"]), max(relative.values())
+
+
+def assert_parity(folder, expected):
+    logits, loss, gradient = errors(folder, expected)
+    assert logits < LOGITS_ATOL
+    assert loss < LOGITS_ATOL
+    assert gradient < GRADIENT_RTOL
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_recorded_logits_loss_and_gradients(case):
+    folder = REFERENCES / "models" / case
+    assert_parity(folder, load_file(folder / "expected.safetensors"))
+
+
+def swapped(case, target, pairs):
+    """A copy of a reference in which tensors of the same shape have changed names."""
+    shutil.copytree(REFERENCES / "models" / case, target)
+    weights = load_file(target / "model.safetensors")
+    names = {name: name for name in weights}
+    for a, b in pairs:
+        for name in weights:
+            if a in name:
+                names[name], names[name.replace(a, b)] = name.replace(a, b), name
+    assert any(name != new for name, new in names.items())
+    save_file({new: weights[name] for name, new in names.items()}, target / "model.safetensors")
+    return target
+
+
+@pytest.mark.parametrize("case", ["qwen2_tied_4_2", "llama_untied_4_4"])
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("mlp.gate_proj", "mlp.up_proj")],
+        [("layers.0.mlp.gate_proj", "layers.0.mlp.up_proj")],
+        [("self_attn.k_proj", "self_attn.v_proj")],
+        [("layers.0.", "layers.1.")],
+        [("input_layernorm", "post_attention_layernorm")],
+        [("layers.1.self_attn.o_proj", "layers.0.self_attn.o_proj")],
+    ],
+    ids=["gate-up", "gate-up-of-one-layer", "k-v", "layers", "norms", "o-of-two-layers"],
+)
+def test_swapped_tensors_are_noticed(tmp_path, case, pairs):
+    expected = load_file(REFERENCES / "models" / case / "expected.safetensors")
+    folder = swapped(case, tmp_path / "swapped", pairs)
+    logits, _, gradient = errors(folder, expected)
+    assert logits > 100 * LOGITS_ATOL
+    assert gradient > 10 * GRADIENT_RTOL
+
+
+def test_swapped_head_and_embedding_are_noticed(tmp_path):
+    expected = load_file(REFERENCES / "models" / "llama_untied_4_4" / "expected.safetensors")
+    folder = swapped("llama_untied_4_4", tmp_path / "swapped", [("lm_head", "model.embed_tokens")])
+    logits, _, gradient = errors(folder, expected)
+    assert logits > 100 * LOGITS_ATOL
+    assert gradient > 10 * GRADIENT_RTOL
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "value"),
+    [
+        ("qwen2_tied_4_2", "rope_parameters", {"rope_type": "default", "rope_theta": 10000.0}),
+        ("llama_tied_4_2_scaled", "rope_parameters", {"rope_type": "default", "rope_theta": 100.0}),
+        ("llama_untied_4_4", "rms_norm_eps", 1e-2),
+    ],
+)
+def test_another_config_is_noticed(tmp_path, case, key, value):
+    folder = tmp_path / "other"
+    shutil.copytree(REFERENCES / "models" / case, folder)
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {key: value}))
+    logits, _, _ = errors(folder, load_file(folder / "expected.safetensors"))
+    assert logits > 10 * LOGITS_ATOL
+
+
+# Below: live against torch and transformers.
+
+
+@pytest.fixture
+def references():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    spec = importlib.util.spec_from_file_location("make_model_references", REFERENCES / "make_model_references.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parity
+def test_recorded_references_are_what_transformers_computes(references):
+    assert sorted(references.CASES) == CASES
+    for number, case in enumerate(references.CASES):
+        recorded = load_file(REFERENCES / "models" / case / "expected.safetensors")
+        model = references.build(references.CASES[case], seed=number)
+        live = references.compute(model, references.batch(model.config.vocab_size, seed=number))
+        assert live.keys() <= recorded.keys()
+        for name, array in live.items():
+            np.testing.assert_allclose(array, recorded[name], rtol=1e-4, atol=1e-5, err_msg=f"{case} {name}")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1), (6, 3)])
+@pytest.mark.parametrize(
+    ("model_type", "tied", "scaled"), [("qwen2", True, False), ("qwen2", False, True), ("llama", False, False)]
+)
+def test_live_logits_loss_and_gradients(references, tmp_path, model_type, heads, tied, scaled):
+    rope = references.LLAMA3 if scaled else references.DEFAULT
+    sizes = {"hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 3, "head_dim": 8}
+    model = references.build((model_type, *heads, tied, rope, sizes), seed=11)
+    model.save_pretrained(tmp_path)
+    inputs = references.batch(model.config.vocab_size, seed=12)
+    assert_parity(tmp_path, {**inputs, **references.compute(model, inputs)})
