@@ -62,7 +62,7 @@ class Heldout:
 
     Args:
       experiment: the run; its batch is `run.micro_batch` rows a device.
-      rows: held-out rows of each source, in config order.
+      rows: held-out rows of each source, in config order; `None` for a source that no stage draws from.
       tokenizer: tells how many bytes of text each token stands for.
       mesh: the mesh that the decoder is divided over; it must be the current one in `evaluate`.
 
@@ -70,7 +70,7 @@ class Heldout:
       notes: a line for each domain that cannot be measured; also logged as warnings.
     """
 
-    def __init__(self, experiment: Experiment, rows: Sequence[Rows], tokenizer: Tokenizer, mesh: Mesh):
+    def __init__(self, experiment: Experiment, rows: Sequence[Rows | None], tokenizer: Tokenizer, mesh: Mesh):
         data = experiment.data
         self._rows, self._mesh, self._length = rows, mesh, data.sequence_length
         self._token_bytes = tokenizer.token_bytes()
@@ -79,12 +79,12 @@ class Heldout:
         self._chosen: list[tuple[int, int]] = []
         self.notes: list[str] = []
         for domain in data.domains:
-            sources = [n for n, name in enumerate(self._domains) if name == domain]
+            sources = [n for n, name in enumerate(self._domains) if name == domain and rows[n] is not None]
             chosen = choose_rows(
                 [rows[n].num_rows for n in sources], math.ceil(experiment.evaluation.tokens / self._length)
             )
             self._chosen += [(n, int(row)) for n, some in zip(sources, chosen, strict=True) for row in some]
-            if not any(len(some) for some in chosen):
+            if sources and not any(len(some) for some in chosen):
                 self._note(
                     f"domain {domain!r} has no held-out rows and is not evaluated; raise data.heldout and shard again"
                 )

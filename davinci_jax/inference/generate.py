@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from davinci_jax import sharding
 from davinci_jax.data.tokenizer import Tokenizer
 from davinci_jax.errors import ConfigError
+from davinci_jax.experiment import ModelConfig
 from davinci_jax.inference.sampling import Sampling, draw
 from davinci_jax.models.cache import Cache, decode, init_cache
 from davinci_jax.models.decoder import Decoder
@@ -43,11 +44,11 @@ def generate(
       The continuation of each prompt, without the prompt and without the end-of-document token.
 
     Raises:
-      ConfigError: a prompt is empty, or too long for the model with the tokens to be added.
+      ConfigError: a prompt is empty, too long for the model with the tokens to be added, or of another vocabulary.
     """
     ids = generate_ids(
         decoder,
-        [row.tolist() for row in tokenizer.encode_batch(prompts)],
+        tokenizer.encode_batch(prompts),
         max_new_tokens,
         eos_id=tokenizer.eos_id,
         sampling=sampling,
@@ -58,7 +59,7 @@ def generate(
 
 def generate_ids(
     decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | np.ndarray],
     max_new_tokens: int,
     *,
     eos_id: int,
@@ -78,7 +79,7 @@ def generate_ids(
     Raises:
       ConfigError: as in `generate`.
     """
-    _check(prompts, max_new_tokens, decoder.config.max_positions)
+    check_prompts(prompts, max_new_tokens, decoder.config)
     if not prompts:
         return []
     length = -(-max(map(len, prompts)) // PIECE) * PIECE
@@ -161,17 +162,26 @@ def _whole(x: jax.Array) -> jax.Array:
     return x if jax.sharding.get_abstract_mesh().empty else jax.sharding.reshard(x, PartitionSpec())
 
 
-def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_positions: int) -> None:
+def check_prompts(prompts: Sequence[Sequence[int] | np.ndarray], max_new_tokens: int, config: ModelConfig) -> None:
+    """Raises `ConfigError` unless the model can continue every prompt by `max_new_tokens`."""
     if max_new_tokens < 1:
         raise ConfigError("max_new_tokens", max_new_tokens, "adds nothing", "give at least 1")
     for n, prompt in enumerate(prompts):
+        field = f"prompt {n + 1}"
         if not len(prompt):
-            raise ConfigError(f"prompt {n + 1}", None, "is empty", "give at least one token of text to continue")
-        if len(prompt) + max_new_tokens > max_positions:
+            raise ConfigError(field, None, "is empty", "give at least one token of text to continue")
+        if len(prompt) + max_new_tokens > config.max_positions:
             raise ConfigError(
-                f"prompt {n + 1}",
+                field,
                 None,
                 f"has {len(prompt)} tokens, which with {max_new_tokens} new ones is more than the "
-                f"{max_positions} positions of the model",
+                f"{config.max_positions} positions of the model",
                 "shorten it or ask for fewer",
+            )
+        if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+            raise ConfigError(
+                field,
+                max(prompt),
+                f"is an id outside the model's {config.vocab_size}",
+                "use the tokenizer that the model was trained with",
             )

@@ -29,7 +29,9 @@ EMBEDDINGS = frozenset({"embed", "head"})
 VECTORS = frozenset({"scale", "q_bias", "k_bias", "v_bias"})
 
 
-def build(config: OptimizerConfig, schedule: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+def build(
+    config: OptimizerConfig, schedule: optax.ScalarOrSchedule, decoder: Any = None
+) -> optax.GradientTransformation:
     """Returns the optax chain that `config` describes, for the parameters of a decoder.
 
     The gradient is clipped at a global norm over all parameters, then "adamw" updates every parameter with AdamW
@@ -41,10 +43,12 @@ def build(config: OptimizerConfig, schedule: optax.ScalarOrSchedule) -> optax.Gr
     Args:
       config: the numbers.
       schedule: learning rate, a number or an optax schedule of the step.
+      decoder: the parameters, or their abstract form, to check now rather than on `init`.
 
     Raises:
-      ValueError: on `init`, if there is a parameter that `MATRICES`, `EMBEDDINGS` and `VECTORS` do not name.
+      ValueError: here or on `init`, if there is a parameter that `MATRICES`, `EMBEDDINGS` and `VECTORS` do not name.
     """
+    jax.tree_util.tree_map_with_path(decays, decoder)
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     if config.name == "muon":
         rule = muon(

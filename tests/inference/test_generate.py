@@ -140,7 +140,12 @@ def test_text_goes_in_and_out():
 
 @pytest.mark.parametrize(
     ("prompts", "max_new_tokens", "message"),
-    [([[1], []], 4, "prompt 2: is empty"), ([[1] * 397], 4, "has 397 tokens"), ([[1]], 0, "max_new_tokens = 0")],
+    [
+        ([[1], []], 4, "prompt 2: is empty"),
+        ([[1] * 397], 4, "has 397 tokens"),
+        ([[1]], 0, "max_new_tokens = 0"),
+        ([[1], [VOCAB]], 4, "prompt 2 = 48: is an id outside"),
+    ],
 )
 def test_prompts_that_cannot_be_continued(prompts, max_new_tokens, message):
     with pytest.raises(ConfigError, match=message):

@@ -59,8 +59,11 @@ def test_rules_name_every_parameter(decoder):
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_unknown_parameter_is_refused(kind):
+    params = {"blocks": {"router": jnp.ones((2, 3))}}
     with pytest.raises(ValueError, match=r"blocks\.router"):
-        build(OptimizerConfig(name=kind), 1e-3).init({"blocks": {"router": jnp.ones((2, 3))}})
+        build(OptimizerConfig(name=kind), 1e-3).init(params)
+    with pytest.raises(ValueError, match=r"blocks\.router"):
+        build(OptimizerConfig(name=kind), 1e-3, params)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
