@@ -233,12 +233,15 @@ class Metrics:
       evaluations: evaluation lines by step.
       events: all events in the order in which they were written, those of undone steps too: they did happen.
       damaged: how many lines could not be read.
+      wall_seconds: time from the start of each process of the run to its last line, in all; work that was undone
+        counts.
     """
 
     train: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     events: list[dict[str, Any]]
     damaged: int
+    wall_seconds: float
 
 
 def read_metrics(run_dir: str | pathlib.Path) -> Metrics:
@@ -249,22 +252,38 @@ def read_metrics(run_dir: str | pathlib.Path) -> Metrics:
     """
     path = pathlib.Path(run_dir) / FILE
     kept: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "evaluation": {}}
-    events, damaged = [], 0
+    events, damaged, clock = [], 0, _Clock()
     for raw in path.read_bytes().split(b"\n") if path.exists() else ():
         if not raw.strip():
             continue
-        line = _parse(raw)
-        kind, step = (line.get("kind"), line.get("step")) if line else (None, None)
+        line = _parse(raw) or {}
+        kind, step = line.get("kind"), line.get("step")
+        begins = kind == "event" and line.get("event") in _BEGINNINGS
+        clock.tick(line.get("time"), begins)
         if kind == "event":
             events.append(line)
-            if line.get("event") in _BEGINNINGS and isinstance(step, int):
+            if begins and isinstance(step, int):
                 kept = {name: {s: one for s, one in lines.items() if s <= step} for name, lines in kept.items()}
         elif kind in kept and isinstance(step, int):
             kept[kind][step] = {key: value if key == "stage" else _number(value) for key, value in line.items()}
         else:
             damaged += 1
     train, evaluations = ([lines[step] for step in sorted(lines)] for lines in kept.values())
-    return Metrics(train=train, evaluations=evaluations, events=events, damaged=damaged)
+    return Metrics(train, evaluations, events, damaged, clock.total)
+
+
+class _Clock:
+    """Adds up the time inside processes; the time between a kill and the next start does not count."""
+
+    def __init__(self):
+        self.total, self._last = 0.0, None
+
+    def tick(self, at: Any, begins: bool) -> None:
+        if not isinstance(at, (int, float)):
+            return
+        if self._last is not None and not begins:
+            self.total += max(0.0, at - self._last)
+        self._last = at
 
 
 def _number(value: Any) -> Any:

@@ -53,6 +53,12 @@ def memory(value: float) -> str:
     return f"{value:.{digits}f} {suffix}"
 
 
+def power(value: float) -> str:
+    """Returns a learning rate as it is spoken of: 3e-4, 2.5e-5, 0."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """Returns a measured value with fixed decimals; a dash for `None`, and NaN and infinities by name."""
     if value is None:

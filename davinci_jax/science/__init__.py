@@ -1,0 +1,1 @@
+"""What runs teach: reports of single runs."""
