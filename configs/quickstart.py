@@ -4,8 +4,6 @@ Same mixture table, batch ramp and learning-rate segments as configs/davinci_3b.
 below set the size; everything else follows from them.
 """
 
-import dataclasses
-
 from davinci_jax.curriculum.recipe import STAGES, scaled
 from davinci_jax.experiment import (
     CheckpointConfig,
@@ -28,15 +26,13 @@ PAPER = {"tokens": 8e12, "sequence_length": 4096, "batch": 1024, "learning_rate"
 
 def curriculum():
     """The four stages with the paper's proportions: steps of the ramp and warm-ups as shares of their stage."""
-    # Steps of the ramp shrink with the sequences of a run, so the rows' length is put in after the scaling.
-    length = SEQUENCE_LENGTH / PAPER["sequence_length"]
-    stages = scaled(
+    return scaled(
         STAGES,
-        tokens=TOKENS / PAPER["tokens"] / length,
+        tokens=TOKENS / PAPER["tokens"],
         batch=BATCH / PAPER["batch"],
+        length=SEQUENCE_LENGTH / PAPER["sequence_length"],
         learning_rate=LEARNING_RATE / PAPER["learning_rate"],
     )
-    return tuple(dataclasses.replace(stage, tokens=stage.tokens * length) for stage in stages)
 
 
 def sources():
@@ -92,7 +88,7 @@ def config() -> Experiment:
             remat="none",
             loss_chunk=BATCH * SEQUENCE_LENGTH,
         ),
-        data=DataConfig(root="data/quickstart", sources=sources(), sequence_length=SEQUENCE_LENGTH, heldout=0.03),
+        data=DataConfig(root="data/quickstart", sources=sources(), sequence_length=SEQUENCE_LENGTH, heldout=0.05),
         curriculum=curriculum(),
         evaluation=EvaluationConfig(every_steps=50, tokens=16_384),
         checkpoint=CheckpointConfig(every_steps=100, keep_last=3, keep_every=None),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from davinci_jax.errors import DataError
@@ -82,18 +81,6 @@ def document_files(path: pathlib.Path) -> list[pathlib.Path]:
             "put documents there (docs/data.md), or run `davinci curate` for a built-in source",
         )
     return files
-
-
-def read_texts(file: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Yields (id, text) of a documents file; lines that are no document with text are left out."""
-    with gzip.open(file, "rb") if file.name.endswith(".gz") else file.open("rb") as lines:
-        for line in lines:
-            try:
-                fields = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(fields, dict) and isinstance(fields.get("text"), str) and fields["text"]:
-                yield str(fields.get("id", "")), fields["text"]
 
 
 def write_lines(file: pathlib.Path, lines: Iterable[str]) -> int:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from davinci_jax.curation.documents import document_files, documents_path, read_texts
+from davinci_jax.curation.documents import document_files, documents_path
+from davinci_jax.data.documents import DocumentReader, is_held_out
 from davinci_jax.errors import DataError
-from davinci_jax.experiment import Experiment
+from davinci_jax.experiment import Experiment, Source
 
 EOS_TOKEN = "<|endoftext|>"
 
@@ -31,9 +32,10 @@ def train_tokenizer(
     """Trains the tokenizer that `data.tokenizer` names, unless it is there; returns its path.
 
     The vocabulary has `model.vocab_size` ids. Domains enter the sample by their share of the whole curriculum,
-    sources of a domain alike, as far as they have text; documents are chosen by a hash of their text. The same
-    documents give the same file. They are all read, twice, so for a large pool bring a tokenizer instead. A
-    `tokenizer_config.json`, which names the end-of-text token, is written beside it unless there is one.
+    sources of a domain alike, as far as they have text; documents are chosen by a hash of their text, and held-out
+    ones never. The same documents give the same file. They are all read, twice, so for a large pool bring a
+    tokenizer instead. A `tokenizer_config.json`, which names the end-of-text token, is written beside it unless
+    there is one.
 
     Args:
       experiment: the run that the tokenizer is for.
@@ -103,18 +105,26 @@ def train(texts: Iterator[str], vocab_size: int) -> tokenizers.Tokenizer:
 
 
 def sample(experiment: Experiment, sample_bytes: int) -> Iterator[str]:
-    """Yields texts of all sources, about `sample_bytes` bytes in all, in the order of sources and files."""
+    """Yields texts of all sources, about `sample_bytes` bytes in all; held-out documents are left out."""
     shares = _domain_shares(experiment)
     for source in experiment.data.sources:
         alike = sum(other.domain == source.domain for other in experiment.data.sources)
         budget = sample_bytes * shares.get(source.domain, 0.0) / alike
-        files = document_files(documents_path(experiment.data, source))
-        total = sum(len(text.encode()) for file in files for _, text in read_texts(file))
+        total = sum(len(text.encode()) for text in _training_texts(experiment, source))
         threshold = 2**64 * min(1.0, budget / total) if total else 0.0
-        for file in files:
-            for _, text in read_texts(file):
-                if int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < threshold:
-                    yield text
+        for text in _training_texts(experiment, source):
+            if int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < threshold:
+                yield text
+
+
+def _training_texts(experiment: Experiment, source: Source) -> Iterator[str]:
+    folder = documents_path(experiment.data, source)
+    files = document_files(folder)
+    # `davinci shard` names the lines that are no documents.
+    reader = DocumentReader(files, folder if folder.is_dir() else folder.parent, source.level, lambda reject: None)
+    for document in reader:
+        if not is_held_out(document.group, experiment.data.heldout):
+            yield document.text
 
 
 def _domain_shares(experiment: Experiment) -> dict[str, float]:

@@ -1,9 +1,11 @@
 """Training a tokenizer: the form of the file, determinism, the sample, and what it leaves alone."""
 
+import dataclasses
 import json
 
 import pytest
 
+from davinci_jax.data.documents import is_held_out
 from davinci_jax.data.tokenizer import load_tokenizer
 from davinci_jax.data.train_tokenizer import SPLIT, sample, train_tokenizer
 from davinci_jax.errors import DataError
@@ -113,6 +115,17 @@ def test_the_sample_follows_the_mixture_and_its_bound(root):
     assert part["one"] == pytest.approx(15_000, rel=0.3)
     assert part["two"] == pytest.approx(15_000, rel=0.3)
     assert part["three"] == pytest.approx(10_000, rel=0.3)
+
+
+def test_held_out_documents_are_not_in_the_sample(root):
+    made = experiment(root)
+    heldout = dataclasses.replace(made, data=dataclasses.replace(made.data, heldout=0.5))
+    kept = set(sample(heldout, 10**9))
+    for line in (root / "documents/one/documents.jsonl").read_text().splitlines():
+        if line != "{not json":
+            document = json.loads(line)
+            assert (document["text"] in kept) != is_held_out(document["id"], 0.5)
+    assert 450 < len(kept) < 750
 
 
 def test_too_few_documents_and_too_small_a_vocabulary_are_told(root):
