@@ -37,10 +37,10 @@ def curate(args: argparse.Namespace) -> None:
 
 
 def shard(args: argparse.Namespace) -> None:
-    """Turn documents into token shards; trains a tokenizer first where the config asks for one."""
-    from davinci_jax.data.build import shard_sources
+    """Turn documents into token shards."""
+    from davinci_jax.data.shard_sources import shard_sources
 
-    shard_sources(_experiment(args), only=args.source, verify=args.verify)
+    shard_sources(_experiment(args), only=args.source, verify=args.verify, new_tokenizer=args.new_tokenizer)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -65,11 +65,17 @@ def evaluate(args: argparse.Namespace) -> None:
 def generate(args: argparse.Namespace) -> None:
     """Continue prompts with a checkpoint."""
     from davinci_jax.inference.run import generate_run
+    from davinci_jax.inference.sampling import Sampling
 
+    sampling = Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
     generate_run(
-        _experiment(args), args.prompt, step=args.step, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
-        top_k=args.top_k, top_p=args.top_p, seed=args.seed, save=args.save,
-    )  # fmt: skip
+        _experiment(args),
+        args.prompt,
+        step=args.step,
+        max_new_tokens=args.max_new_tokens,
+        sampling=sampling,
+        save=args.save,
+    )
 
 
 def trace(args: argparse.Namespace) -> None:
@@ -126,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs.choices["shard"].add_argument(
         "--verify", action="store_true", help="check the checksums of shard sets that are there"
+    )
+    verbs.choices["shard"].add_argument(
+        "--new-tokenizer", action="store_true", help="train data.tokenizer on the documents, unless it is there"
     )
     _verb(verbs, train)
     _step(_verb(verbs, evaluate))

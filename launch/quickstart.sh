@@ -6,9 +6,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" quickstart
 
 config=configs/quickstart.py
 davinci curate "$config" "$@"
-davinci shard "$config" "$@"
+davinci shard "$config" --new-tokenizer "$@"
 davinci plan "$config" "$@"
 davinci train "$config" "$@"
-run=$(davinci path "$config" "$@")
-davinci generate "$run" --save
-davinci report "$run"
+davinci generate "$config" --save "$@"
+davinci report "$config" "$@"

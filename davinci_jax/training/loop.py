@@ -12,10 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from davinci_jax import optimizers
 from davinci_jax.data.batch import Batch
 from davinci_jax.errors import TrainingError
-from davinci_jax.evaluation.heldout import Heldout
 from davinci_jax.experiment import Experiment
 from davinci_jax.sharding import make_mesh
 from davinci_jax.training.checkpoint import Checkpoints
@@ -24,7 +22,7 @@ from davinci_jax.training.interrupt import StopRequest
 from davinci_jax.training.layout import BatchLayout, batch_layout
 from davinci_jax.training.monitor import Monitor
 from davinci_jax.training.run_directory import open_run_directory, record_curriculum
-from davinci_jax.training.state import TrainState, abstract_state, init_state
+from davinci_jax.training.state import TrainState, abstract_state, init_state, make_optimizer
 from davinci_jax.training.step import make_step
 from davinci_jax.training.watchdog import Watchdog
 
@@ -68,8 +66,8 @@ class _Run:
     ):  # fmt: skip
         self.experiment, self.layout, self.inputs = experiment, layout, inputs
         self.checkpoints, self.monitor, self.stop, self.directory = checkpoints, monitor, stop, directory
-        self.optimizer = optimizers.build(experiment.optimizer, inputs.timeline.learning_rates())
-        self.heldout = Heldout(experiment, inputs.heldout_rows, inputs.tokenizer, layout)
+        self.optimizer = make_optimizer(experiment, inputs.timeline)
+        self.heldout = inputs.heldout
         self.watchdog = Watchdog(experiment.run.watchdog_seconds)
         self.last_saved = self.last_evaluated = -1
         self._unread: tuple[int, Batch, Any] | None = None
@@ -159,11 +157,12 @@ class _Run:
 
     def _stop_on_non_finite(self, step: int, batch: Batch, metrics: dict[str, np.ndarray]) -> None:
         info = self.inputs.timeline.at(step)
+        stage = self.experiment.curriculum[info.stage].name
         name = "loss" if not math.isfinite(metrics["loss"]) else "gradient norm"
         whole = self.checkpoints.steps()
         raise TrainingError(
             name, float(metrics["loss" if name == "loss" else "grad_norm"]),
-            f"is not finite at step {step + 1} (stage {self.experiment.curriculum[info.stage].name}, sequences {info.first_sequence} to "
+            f"is not finite at step {step + 1} (stage {stage}, sequences {info.first_sequence} to "
             f"{info.first_sequence + info.batch_size - 1}, learning rate {info.learning_rate:.3g})",
             f"see its documents with `davinci trace {self.directory} --step {step + 1}`; "
             + (f"the checkpoint of step {whole[-1]} is whole" if whole else "no checkpoint was written yet"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,9 +11,11 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from davinci_jax import optimizers
-from davinci_jax.curriculum.budget import Budget, make_budget
+from davinci_jax.curriculum.budget import Budget, declared_rows, make_budget
 from davinci_jax.curriculum.shares import domain_shares
 from davinci_jax.curriculum.timeline import Timeline
+from davinci_jax.data.manifest import shard_folder
+from davinci_jax.data.rows import open_rows
 from davinci_jax.experiment import Experiment, Stage, fingerprint
 from davinci_jax.models import decoder
 from davinci_jax.models.flops import flops_per_token, num_params
@@ -28,16 +31,21 @@ FLOPS_CONVENTION = (
 def make_plan(experiment: Experiment, num_devices: int | None = None) -> dict[str, Any]:
     """Returns the plan of a run, ready for JSON; sizes are in tokens, sequences, FLOPs and bytes.
 
+    Sources whose shards are there are counted; the others are taken as declared.
+
     Args:
       experiment: the run.
       num_devices: devices to lay the model out on; `None` takes those that the mesh names, -1 counting as one.
 
     Raises:
+      DataError: a shard set that is there and damaged.
       ConfigError: the stages draw more from a source than its `max_epochs` allows, or the model or a batch does not
         divide over the mesh.
     """
     timeline = Timeline.compile(experiment.curriculum, experiment.data.sequence_length)
-    budget = make_budget(experiment, timeline)
+    counted = _counted_rows(experiment)
+    rows = [have if have is not None else says for have, says in zip(counted, declared_rows(experiment), strict=True)]
+    budget = make_budget(experiment, timeline, rows)
     budget.check()
     sizes = _state_sizes(experiment, timeline, _abstract_mesh(experiment, num_devices))
     plan = {
@@ -49,7 +57,7 @@ def make_plan(experiment: Experiment, num_devices: int | None = None) -> dict[st
         "sequences": timeline.num_sequences,
         "sequence_length": timeline.sequence_length,
         "stages": [_stage(experiment, timeline, budget, number) for number in range(timeline.num_stages)],
-        "sources": _sources(experiment, budget),
+        "sources": _sources(experiment, budget, counted),
         "model": _model(experiment, timeline),
         "devices": sizes["devices"],
         "checkpoints": _checkpoints(experiment, timeline, sizes["state_bytes"]),
@@ -88,27 +96,35 @@ def _stage(experiment: Experiment, timeline: Timeline, budget: Budget, number: i
         },
         "mixture": domain_shares(stage),
         "domain_tokens": domains,
-        "domain_epochs": _domain_epochs(experiment, stage, domains),
+        "domain_epochs": _domain_epochs(budget, stage, domains),
     }
 
 
-def _domain_epochs(experiment: Experiment, stage: Stage, drawn: dict[str, int]) -> dict[str, float]:
+def _domain_epochs(budget: Budget, stage: Stage, drawn: dict[str, int]) -> dict[str, float]:
     """Returns how often the stage goes through what it may draw from, by domain."""
     pool = dict.fromkeys(drawn, 0.0)
-    for source in experiment.data.sources:
-        if source.domain in pool and (source.stages is None or stage.name in source.stages):
-            pool[source.domain] += source.tokens
+    for source, rows in zip(budget.experiment.data.sources, budget.rows.tolist(), strict=True):
+        if source.stages is None or stage.name in source.stages:
+            pool[source.domain] = pool.get(source.domain, 0) + rows * budget.experiment.data.sequence_length
     return {domain: tokens / pool[domain] if tokens else 0.0 for domain, tokens in drawn.items()}
 
 
-def _sources(experiment: Experiment, budget: Budget) -> list[dict[str, Any]]:
+def _counted_rows(experiment: Experiment) -> list[int | None]:
+    """Returns the rows of each source whose shards are there, and `None` for the others."""
+    data = experiment.data
+    made = [(shard_folder(data, source) / "manifest.json").is_file() for source in data.sources]
+    return [open_rows(data, number).num_rows if found else None for number, found in enumerate(made)]
+
+
+def _sources(experiment: Experiment, budget: Budget, counted: Sequence[int | None]) -> list[dict[str, Any]]:
     names = [stage.name for stage in experiment.curriculum]
     return [
         {
             "name": source.name,
             "domain": source.domain,
             "level": source.level,
-            "pool_tokens": source.tokens,
+            "pool_tokens": int(budget.rows[number]) * experiment.data.sequence_length,
+            "counted": "declared" if counted[number] is None else "shards",
             "tokens": dict(zip(names, budget.tokens[:, number].tolist(), strict=True)),
             "epochs": dict(zip(names, budget.epochs[:, number].tolist(), strict=True)),
             "total_tokens": int(budget.tokens[:, number].sum()),

@@ -91,6 +91,15 @@ def _epochs(value: float) -> str:
     return "-" if not value else f"{value:.2f}" if value >= 0.005 else "<0.01"
 
 
+def _counts(plan: dict[str, Any]) -> str:
+    counted = sum(source["counted"] == "shards" for source in plan["sources"])
+    if counted == len(plan["sources"]):
+        return "of the shards"
+    return (
+        "as declared; no shards yet" if not counted else f"{counted} sources from their shards, the others as declared"
+    )
+
+
 def _params(number: int) -> str:
     return f"{number / 1e9:.3f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
@@ -120,6 +129,7 @@ def _sizes(plan: dict[str, Any]) -> Table:
         "uncompressed",
         "evaluations": f"{evaluations['count']:,}, at stage ends{f' and every {every:,} steps' if every else ''}, "
         f"of {count(evaluations['tokens_per_domain'])} held-out tokens a domain",
+        "token counts": _counts(plan),
         "run directory": plan["directory"],
         "fingerprint": plan["fingerprint"],
     }

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from davinci_jax.experiment import ModelConfig
+from davinci_jax import optimizers
+from davinci_jax.curriculum.timeline import Timeline
+from davinci_jax.experiment import Experiment, ModelConfig
 from davinci_jax.models.decoder import Decoder, build
 from davinci_jax.training.trees import abstract
 
@@ -29,6 +31,12 @@ class TrainState:
     step: jax.Array
     model: Decoder
     opt_state: Any
+
+
+def make_optimizer(experiment: Experiment, timeline: Timeline) -> optax.GradientTransformation:
+    """Returns the optimizer of a run, with the learning rates of its stages as the schedule."""
+    decoder = jax.eval_shape(functools.partial(build, experiment.model), jax.random.key(0))
+    return optimizers.build(experiment.optimizer, timeline.learning_rates(), decoder)
 
 
 def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:

@@ -1,0 +1,84 @@
+"""What is done with a run's checkpoints beside training: evaluate, export, and begin from other weights."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from davinci_jax.errors import CheckpointError
+from davinci_jax.experiment import Experiment, to_dict
+from davinci_jax.models import huggingface
+from davinci_jax.sharding import make_mesh
+from davinci_jax.training.checkpoint import Checkpoints
+from davinci_jax.training.inputs import open_heldout, open_inputs, tokenizer_path
+from davinci_jax.training.layout import batch_layout
+from davinci_jax.training.load import load_model
+from davinci_jax.training.run_directory import open_run_directory, write_atomically
+from davinci_jax.training.state import TrainState, make_optimizer
+
+
+def evaluate_run(experiment: Experiment, step: int | None) -> tuple[dict[str, Any], pathlib.Path]:
+    """Evaluates a checkpoint on the held-out documents; returns the result and the file it was written to."""
+    mesh = make_mesh(experiment.mesh)
+    with jax.set_mesh(mesh):
+        heldout = open_heldout(experiment, batch_layout(experiment, mesh))
+        model, step = load_model(experiment, step)
+        result = {"step": step, **heldout.evaluate(model)}
+    folder = pathlib.Path(experiment.run.path) / "evaluations"
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / f"{step}.json", json.dumps(result, indent=2) + "\n")
+    return result, folder / f"{step}.json"
+
+
+def export_run(experiment: Experiment, folder: pathlib.Path, step: int | None, dtype: str) -> None:
+    """Writes a checkpoint and the tokenizer as a Hugging Face folder."""
+    tokenizer = tokenizer_path(experiment)
+    with jax.set_mesh(make_mesh(experiment.mesh)):
+        model, _ = load_model(experiment, step)
+        file = tokenizer if tokenizer.suffix == ".json" and tokenizer.is_file() else None
+        huggingface.save(model, experiment.model, folder, file, dtype=dtype)
+
+
+def import_run(experiment: Experiment, folder: pathlib.Path) -> pathlib.Path:
+    """Makes step 0 of a run from the weights of a Hugging Face folder; returns the run directory.
+
+    Raises:
+      ConfigError: the folder holds an architecture that the decoder does not have.
+      CheckpointError: it differs from the config's model, or the run has checkpoints already.
+    """
+    _check_same_model(experiment, huggingface.read_config(folder), folder)
+    mesh = make_mesh(experiment.mesh)
+    with jax.set_mesh(mesh):
+        inputs = open_inputs(experiment, batch_layout(experiment, mesh))
+        directory = open_run_directory(experiment)
+        checkpoints = Checkpoints(directory / "checkpoints", experiment.checkpoint)
+        try:
+            if checkpoints.steps():
+                raise CheckpointError(
+                    str(directory),
+                    None,
+                    f"has checkpoints of steps {checkpoints.steps()} already",
+                    "give the run another run.directory",
+                )
+            model = huggingface.load_weights(experiment.model, folder)
+            optimizer = make_optimizer(experiment, inputs.timeline)
+            state = TrainState(jnp.zeros((), jnp.int32), model, jax.jit(optimizer.init)(model))
+            checkpoints.save(state, {"shards": inputs.shard_fingerprints, "weights": str(folder.name)})
+        finally:
+            inputs.close()
+            checkpoints.close()
+    return directory
+
+
+def _check_same_model(experiment: Experiment, found: Any, folder: pathlib.Path) -> None:
+    """Raises with the fields in which the folder's architecture differs from the config's."""
+    runtime = ("init_std", "compute_dtype", "remat", "loss_chunk", "z_loss", "max_positions")
+    there, here = to_dict(found), to_dict(experiment.model)
+    differing = [name for name in here if name not in runtime and here[name] != there[name]]
+    if differing:
+        shown = "; ".join(f"model.{name}: {there[name]} there, {here[name]} in the config" for name in differing)
+        raise CheckpointError(str(folder), None, f"holds another model ({shown})", "give the config these values")
