@@ -16,6 +16,7 @@ from davinci_jax.science.report.record import Record
 from davinci_jax.training import units
 
 _NEUTRAL = "#33618f"
+_FAINT = {"alpha": 0.32, "linewidth": 0.8}
 _FALL = 0.03  # part of the tokens in which the loss falls so fast that the rest would be flat beside it
 
 
@@ -57,8 +58,8 @@ def groups(run: Record) -> list[tuple[str, list[Chart]]]:
 
 
 def _window(run: Record) -> int:
-    """Returns how many log intervals are averaged: a fiftieth of the run."""
-    return max(1, len(run.tokens) // 50)
+    """Returns how many log intervals are averaged: a fortieth of the run, none of a short one."""
+    return max(5, len(run.tokens) // 40) if len(run.tokens) >= 25 else 1
 
 
 def _smooth(run: Record, key: str) -> np.ndarray:
@@ -91,13 +92,14 @@ def _training_loss(run: Record) -> Chart | None:
     smoothed, notes = _smooth(run, "loss"), []
 
     def plot(axes: Axes) -> None:
-        axes.plot(*series.extremes(run.tokens, raw), color=_NEUTRAL, alpha=0.3, linewidth=0.8)
+        axes.plot(*series.extremes(run.tokens, raw), color=_NEUTRAL, **_FAINT)
         axes.plot(*series.means(run.tokens, smoothed), color=_NEUTRAL, linewidth=1.8)
         notes.append(_focus(axes, run.tokens, raw))
 
     svg = chart(run, "training-loss", "Training loss over tokens", plot, lambda value: f"{value:.3g}")
-    note = f"Light: every log interval. Dark: mean of {_window(run)} intervals inside a stage. {notes[0]}".strip()
-    return Chart("training-loss", "Training loss", "nats per token", svg, note=note)
+    if _window(run) > 1:
+        notes.insert(0, f"Light: every log interval. Dark: mean of {_window(run)} intervals inside a stage.")
+    return Chart("training-loss", "Training loss", "nats per token", svg, note=" ".join(notes))
 
 
 def _domain_loss(run: Record) -> Chart | None:
@@ -165,7 +167,7 @@ def _line(
         return None
 
     def plot(axes: Axes) -> None:
-        axes.plot(*series.extremes(run.tokens, values), color=_NEUTRAL, **_weight(smooth))
+        axes.plot(*series.extremes(run.tokens, values), color=_NEUTRAL, **(_FAINT if smooth else {"linewidth": 1.8}))
         if smooth:
             smoothed = series.smooth(values, run.stages, _window(run))
             axes.plot(*series.means(run.tokens, smoothed), color=_NEUTRAL, linewidth=1.8)
@@ -173,10 +175,6 @@ def _line(
             axes.set_ylim(0, 1.12 * max(float(np.nanmax(values)), 1e-12))
 
     return Chart(name, title, unit, chart(run, name, f"{title} over tokens", plot, format_y), note=note)
-
-
-def _weight(faint: bool) -> dict[str, float]:
-    return {"alpha": 0.3, "linewidth": 0.8} if faint else {"alpha": 1.0, "linewidth": 1.8}
 
 
 def _learning_rate(run: Record) -> Chart | None:
