@@ -54,7 +54,7 @@ class Budget:
             stage.name for stage, count in zip(self.experiment.curriculum, self.draws, strict=True) if count[number]
         ]
         if not rows:
-            problem, enough = f"has {source.tokens:.3g} tokens, less than one sequence", None
+            problem, enough = f"has no sequence to give, and stages {', '.join(stages)} draw {drawn}", None
         else:
             enough = math.ceil(drawn / rows * 100) / 100
             problem = (
@@ -92,6 +92,11 @@ def mixture_index(experiment: Experiment, timeline: Timeline, rows: Sequence[int
     )
 
 
+def declared_rows(experiment: Experiment) -> list[int]:
+    """Returns the rows of each source that its declared tokens fill."""
+    return [int(source.tokens // experiment.data.sequence_length) for source in experiment.data.sources]
+
+
 def make_budget(experiment: Experiment, timeline: Timeline, rows: Sequence[int] | None = None) -> Budget:
     """Returns what the run draws from its sources.
 
@@ -101,7 +106,7 @@ def make_budget(experiment: Experiment, timeline: Timeline, rows: Sequence[int] 
       rows: rows of each source, as its shards have them; `None` takes the declared tokens.
     """
     if rows is None:
-        rows = [int(source.tokens // experiment.data.sequence_length) for source in experiment.data.sources]
+        rows = declared_rows(experiment)
     index = mixture_index(experiment, timeline, np.maximum(rows, 1))
     ends = [index.draws(timeline.sequences_of(n).stop) for n in range(timeline.num_stages)]
     return Budget(experiment, np.diff(ends, axis=0, prepend=0), np.asarray(rows, np.int64))

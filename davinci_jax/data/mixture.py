@@ -201,7 +201,7 @@ class MixtureIndex:
         for tree, (count, _) in zip(self.trees, stages, strict=True):
             bases.append(bases[-1] + tree.counts(int(count)))
         self._bases = tuple(bases)
-        self._keys = np.array([text_key(seed, name) for name in self.names], np.uint64)
+        self._keys = np.array([text_key(int(seed), str(name)) for name in self.names], np.uint64)
         for name, count, drawn in zip(self.names, self.rows, bases[-1], strict=True):
             if drawn and count < 1:
                 raise DataError(

@@ -13,9 +13,10 @@ import hashlib
 
 import numpy as np
 
-# Four rounds make a Feistel network a strong pseudo-random permutation (Luby & Rackoff 1988); two more serve
-# domains of a few rows, where a round moves little.
-_ROUNDS = 6
+# Four rounds make a Feistel network of large halves a strong pseudo-random permutation (Luby & Rackoff 1988). More are
+# for domains of a few rows, where a round moves little: with 12 every row of 2 to 7 lands everywhere equally often, to
+# within one percent.
+_ROUNDS = 12
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, the step between round keys
 MAX_SIZE = 1 << 52  # square roots in float64 are exact enough below
 
