@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -15,6 +16,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from davinci_jax import sharding
+from davinci_jax.data import tokenizer as data_tokenizer
+from davinci_jax.data import train_tokenizer
 from davinci_jax.errors import CheckpointError, ConfigError, DataError
 from davinci_jax.experiment import MeshConfig, ModelConfig, RopeScaling
 from davinci_jax.models import decoder as decoder_lib
@@ -31,7 +34,7 @@ CONFIGS = {
         **SIZES, num_kv_heads=1, qkv_bias=False, rope_scaling=RopeScaling(factor=8.0, original_max_positions=64)
     ),
 }
-TEXTS = ["def f(x):\n    return x + 1", "Grüße, 世界! 🙂", "  two  spaces", "", "<|endoftext|> in a text"]
+TEXTS = ["def f(x):\n    return x + 1", "Grüße, 世界! 🙂", "  two  spaces", "", "12345 it's\r\n\n\tx"]
 
 
 @pytest.fixture(autouse=True)
@@ -62,18 +65,21 @@ def bits(decoder):
 
 @pytest.fixture(scope="session")
 def tokenizer_file(tmp_path_factory):
-    """A byte-level BPE tokenizer.json of 300 ids, trained on this file."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|endoftext|>", "<|im_end|>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([pathlib.Path(__file__).read_text()], trainer)
+    """A tokenizer.json of 300 ids as `davinci shard` trains it: byte-level BPE of Qwen2's kind."""
+    tokenizer = train_tokenizer.train(iter([pathlib.Path(__file__).read_text()]), 299)
+    tokenizer.add_special_tokens(["<|im_end|>"])
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer_file(tokenizer_file, tmp_path_factory):
+    """The same, but cut as GPT-2 cuts."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    path = tmp_path_factory.mktemp("gpt2") / "tokenizer.json"
     tokenizer.save(str(path))
     return path
 
@@ -191,7 +197,7 @@ def test_tokenizer_files(tmp_path, tokenizer_file):
     assert json.loads((tmp_path / "out" / "special_tokens_map.json").read_text()) == {"eos_token": "<|endoftext|>"}
     for name in ("config.json", "generation_config.json"):
         raw = json.loads((tmp_path / "out" / name).read_text())
-        assert (raw["eos_token_id"], raw["bos_token_id"]) == (0, None)
+        assert (raw["eos_token_id"], raw["bos_token_id"]) == (298, None)
 
 
 def test_settings_beside_the_tokenizer(tmp_path, tokenizer_file):
@@ -209,7 +215,7 @@ def test_settings_beside_the_tokenizer(tmp_path, tokenizer_file):
     assert (settings["eos_token"], settings["pad_token"]) == ("<|im_end|>", "<|endoftext|>")
     assert settings["chat_template"] == "{{ messages }}"
     assert "auto_map" not in settings
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 1
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 299
 
 
 def test_tokenizer_that_cannot_be_used(tmp_path, tokenizer_file):
@@ -231,9 +237,37 @@ def test_tokenizer_that_cannot_be_used(tmp_path, tokenizer_file):
 
 
 def test_end_of_text_is_found_as_the_data_pipeline_finds_it():
-    from davinci_jax.data import tokenizer
+    assert tokenizer_module.END_OF_TEXT == data_tokenizer.END_OF_TEXT
 
-    assert tokenizer_module.END_OF_TEXT == tokenizer.END_OF_TEXT
+
+def test_tokenizer_that_transformers_would_cut_differently(tmp_path, gpt2_tokenizer_file):
+    config = CONFIGS["qwen2-tied"]
+    with pytest.raises(DataError, match="differs from Qwen2's tokenizer in normalizer, pre_tokenizer"):
+        huggingface.save(random_decoder(config), config, tmp_path / "out", gpt2_tokenizer_file)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex"), r"\d", "pre_tokenizer"),
+        (("pre_tokenizer", "pretokenizers", 1, "add_prefix_space"), True, "pre_tokenizer"),
+        (("normalizer",), None, "normalizer"),
+        (("model", "byte_fallback"), True, "model.byte_fallback"),
+        (("model", "ignore_merges"), True, "model.ignore_merges"),
+        (("added_tokens", 0, "content"), "<eos>", "<|endoftext|>"),
+    ],
+)
+def test_every_part_of_a_qwen2_tokenizer_counts(tmp_path, tokenizer_file, path, value, told):
+    parts = json.loads(tokenizer_file.read_text())
+    inner = parts
+    for key in path[:-1]:
+        inner = inner[key]
+    assert inner[path[-1]] != value
+    inner[path[-1]] = value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
+    with pytest.raises(DataError, match=f"differs from Qwen2's tokenizer in {re.escape(told)},"):
+        tokenizer_module.read(tmp_path / "tokenizer.json", CONFIGS["qwen2-tied"])
 
 
 # Below: what stock transformers makes of a saved folder.
@@ -260,22 +294,29 @@ def test_transformers_computes_the_same_logits(tmp_path, name, max_file_bytes):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["qwen2-tied", "llama"])
-def test_transformers_encodes_the_same_ids(tmp_path, tokenizer_file, name):
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("qwen2-tied", "tokenizer_file"), ("llama", "tokenizer_file"), ("llama", "gpt2_tokenizer_file")],
+)
+def test_transformers_encodes_the_same_ids(tmp_path, request, name, kind):
     transformers = pytest.importorskip("transformers")
-    from davinci_jax.data.tokenizer import load_tokenizer
-
-    huggingface.save(random_decoder(CONFIGS[name]), CONFIGS[name], tmp_path / "out", tokenizer_file)
-    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path / "out"), load_tokenizer(tokenizer_file)
+    file = request.getfixturevalue(kind)
+    huggingface.save(random_decoder(CONFIGS[name]), CONFIGS[name], tmp_path / "out", file)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path / "out"), data_tokenizer.load_tokenizer(file)
     assert (theirs.eos_token_id, len(theirs)) == (ours.eos_id, ours.vocab_size)
-    for text in (
-        *TEXTS[:-1],
-        pathlib.Path(__file__).read_text().replace("<|endoftext|>", "").replace("<|im_end|>", ""),
-    ):
+    code = pathlib.Path(__file__).read_text().replace("<|endoftext|>", "").replace("<|im_end|>", "")
+    for text in (*TEXTS, code):
         ids = theirs(text)["input_ids"]
         np.testing.assert_array_equal(ids, ours.encode(text), err_msg=text[:40])
         assert theirs.decode(ids, skip_special_tokens=True) == text
-    # A document never ends itself: the data pipeline reads a spelt-out special token as characters.
-    assert ours.eos_id not in ours.encode(TEXTS[-1])
+    # Only a spelt-out special token differs: transformers parses it, a training document cannot end itself.
+    assert ours.eos_id in theirs("<|endoftext|>")["input_ids"]
+    assert ours.eos_id not in ours.encode("<|endoftext|>")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.generation_config.eos_token_id == ours.eos_id
+
+
+@pytest.mark.parity
+def test_qwen2_tokenizer_is_the_one_of_transformers():
+    module = pytest.importorskip("transformers.models.qwen2.tokenization_qwen2")
+    assert module.PRETOKENIZE_REGEX == tokenizer_module.QWEN2_SPLIT

@@ -14,6 +14,24 @@ from davinci_jax.experiment import ModelConfig
 
 # The same names, in the same order, as the tokenizer of the data pipeline tries.
 END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
+# How Qwen2's tokenizer cuts text before merging bytes.
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2_PARTS = {
+    "normalizer": {"type": "NFC"},
+    "pre_tokenizer": {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ],
+    },
+    "decoder": {"type": "ByteLevel"},
+    "model": {"type": "BPE"},
+}
+_PLAIN_BPE = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -37,7 +55,8 @@ def read(file: str | pathlib.Path, config: ModelConfig) -> TokenizerFiles:
     beside it; without one, the end of text is the first name of `END_OF_TEXT` in the vocabulary.
 
     Raises:
-      DataError: the file is missing, damaged, of another kind, or its end-of-text token is unknown.
+      DataError: the file is missing, damaged, of another kind, its end-of-text token is unknown, or transformers
+        would cut text in another way than it does.
       ConfigError: it has more ids than the model.
     """
     file = pathlib.Path(file)
@@ -67,6 +86,8 @@ def read(file: str | pathlib.Path, config: ModelConfig) -> TokenizerFiles:
         if name is not None and name not in vocabulary:
             remedy = "name one in a tokenizer_config.json beside it"
             raise DataError(f"{file}: {key}", name or None, "is no token of it", remedy)
+    if config.qkv_bias:
+        _check_qwen2(json.loads(content), vocabulary, file)
     special = {key: name for key, name in named.items() if name is not None}
     return TokenizerFiles(
         {
@@ -76,6 +97,31 @@ def read(file: str | pathlib.Path, config: ModelConfig) -> TokenizerFiles:
         },
         {f"{key}_id": vocabulary.get(named[key]) for key in ("bos_token", "eos_token")},
     )
+
+
+def _check_qwen2(parts: dict[str, Any], vocabulary: dict[str, int], file: pathlib.Path) -> None:
+    """Raises unless the tokenizer is what transformers makes of it in the folder of a Qwen2 model.
+
+    For that architecture AutoTokenizer of transformers 5 takes the vocabulary and the merges of tokenizer.json but
+    puts Qwen2's own normaliser and split in place of the file's, and adds `<|endoftext|>` if it is missing.
+    """
+    other = [part for part, wanted in _QWEN2_PARTS.items() if not _contains(parts.get(part), wanted)]
+    other += [f"model.{key}" for key in _PLAIN_BPE if parts["model"].get(key)]
+    other += [token for token in ("<|endoftext|>",) if token not in vocabulary]
+    if other:
+        problem = f"differs from Qwen2's tokenizer in {', '.join(other)}, and transformers would give other ids"
+        remedy = "save without a tokenizer, and load this one with transformers.PreTrainedTokenizerFast"
+        raise DataError(str(file), None, problem, remedy)
+
+
+def _contains(found: Any, wanted: Any) -> bool:
+    """Whether JSON holds what is wanted; keys beyond it, such as trim_offsets, do not change ids."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(_contains(found.get(key), value) for key, value in wanted.items())
+    if isinstance(wanted, list):
+        pairs = isinstance(found, list) and len(found) == len(wanted)
+        return pairs and all(_contains(a, b) for a, b in zip(found, wanted, strict=True))
+    return found == wanted
 
 
 def _tokenizer_config(beside: dict[str, Any], special: dict[str, str], config: ModelConfig) -> dict[str, Any]:
