@@ -81,7 +81,7 @@ class Heldout:
         for domain in data.domains:
             sources = [n for n, name in enumerate(self._domains) if name == domain and rows[n] is not None]
             chosen = choose_rows(
-                [rows[n].num_rows for n in sources], math.ceil(experiment.evaluation.tokens / self._length)
+                [rows[n].num_rows if rows[n] else 0 for n in sources], math.ceil(experiment.evaluation.tokens / self._length)
             )
             self._chosen += [(n, int(row)) for n, some in zip(sources, chosen, strict=True) for row in some]
             if sources and not any(len(some) for some in chosen):
