@@ -101,7 +101,9 @@ def read_run(run_dir: str | pathlib.Path) -> Record:
     metrics = read_metrics(directory)
     if metrics.damaged:
         problems.append(f"{metrics.damaged} lines of metrics.jsonl could not be read and are left out.")
-    metrics = dataclasses.replace(metrics, evaluations=_with_later(metrics.evaluations, directory, problems))
+    evaluations = _with_later(metrics.evaluations, directory, problems)
+    train = [line for line in _numbers(metrics.train) if "tokens" in line]
+    metrics = dataclasses.replace(metrics, train=train, evaluations=_numbers(evaluations))
     samples, step = _samples(directory / "samples.json", problems)
     return Record(
         directory=directory,
@@ -114,6 +116,14 @@ def read_run(run_dir: str | pathlib.Path) -> Record:
         problems=problems,
         now=time.time(),
     )
+
+
+def _numbers(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the lines with their numbers and the name of their stage, and nothing that could surprise a chart."""
+    kinds = {"stage": str}
+    return [
+        {key: value for key, value in line.items() if isinstance(value, kinds.get(key, (int, float)))} for line in lines
+    ]
 
 
 def _with_later(lines: list[dict], directory: pathlib.Path, problems: list[str]) -> list[dict]:

@@ -154,19 +154,14 @@ def evaluations(run: Record) -> list[dict[str, Any]]:
                 "end": line["step"] == steps.stop,
                 "values": [
                     (
-                        units.number(_number(line, f"loss{name}"), 3),
-                        units.number(_number(line, f"bits_per_byte{name}"), 3),
+                        units.number(line.get(f"loss{name}"), 3),
+                        units.number(line.get(f"bits_per_byte{name}"), 3),
                     )
                     for name in names
                 ],
             }
         )
     return rows
-
-
-def _number(line: dict[str, Any], key: str) -> float | None:
-    value = line.get(key)
-    return value if isinstance(value, (int, float)) else None
 
 
 def events(run: Record) -> list[dict[str, str]]:
