@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from davinci_jax.data.rows import Rows
 
 
-@dataclasses.dataclass(frozen=True)
-class TracedDocument:
+class TracedDocument(NamedTuple):
     """A document, or the part of one, that a row holds.
 
     Attributes:

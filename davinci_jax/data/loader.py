@@ -177,7 +177,7 @@ class TrainLoader:
         if first_step < self.num_steps:
             iterator.start_prefetch()
         self._open.append(iterator)
-        return _Steps(iterator, first_step, self.num_steps)
+        return _Steps(iterator, first_step, self.num_steps, copy=self.workers > 0)
 
     def close(self) -> None:
         """Ends the threads and processes that read; iterators are of no use afterwards."""
@@ -188,32 +188,33 @@ class TrainLoader:
 class _Steps:
     """Iterates over steps, and never goes on after an error: Grain would, with a shifted stream."""
 
-    def __init__(self, iterator: Iterator[tuple[int, Batch | _Failure]], first_step: int, num_steps: int):
-        self._iterator, self._next, self._num_steps = iterator, first_step, num_steps
+    def __init__(self, iterator: Iterator[tuple[int, Batch | _Failure]], first_step: int, num_steps: int, copy: bool):
+        self._iterator, self._next, self._num_steps, self._copy = iterator, first_step, num_steps, copy
         self._error: BaseException | None = None
 
     def __iter__(self) -> _Steps:
         return self
 
     def __next__(self) -> tuple[int, Batch]:
-        if self._error is not None:
-            raise self._error
-        if self._next == self._num_steps:
+        if self._error is None:
+            try:
+                return self._read()
+            except BaseException as error:
+                self._error = error
+        raise self._error
+
+    def _read(self) -> tuple[int, Batch]:
+        # Grain is asked for the end, too: it holds on to shared memory until it has told of it.
+        step, batch = next(self._iterator, (self._num_steps, None))
+        if step != self._next:
+            raise RuntimeError(f"the loader gave step {step} where step {self._next} belongs")
+        if batch is None:
             raise StopIteration
-        try:
-            step, batch = next(self._iterator)
-            if isinstance(batch, _Failure):
-                raise batch.kind(*batch.arguments)
-            if step != self._next:
-                raise RuntimeError(f"the loader gave step {step} where step {self._next} belongs")
-        except StopIteration:
-            self._error = RuntimeError(f"the loader ended before step {self._next}")
-            raise self._error from None
-        except BaseException as error:
-            self._error = error
-            raise
+        if isinstance(batch, _Failure):
+            raise batch.kind(*batch.arguments)
         self._next += 1
-        return step, batch
+        # A worker's arrays lie in shared memory, which is given back as soon as they are copied.
+        return step, Batch(*map(np.array, batch)) if self._copy else batch
 
 
 def _init_worker(number: int, workers: int) -> None:
