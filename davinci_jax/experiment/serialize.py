@@ -111,4 +111,5 @@ def _parse_scalar(kind: Any, value: Any, field: str) -> Any:
     if type(value) is kind:
         return value
     expected = _SCALARS.get(kind, "a list" if typing.get_origin(kind) is tuple else "an object")
-    raise ConfigError(field, value, f"is not {expected}", f"give {expected}")
+    problem = "cannot be unset" if value is None else f"is not {expected}"
+    raise ConfigError(field, value, problem, f"give {expected}")

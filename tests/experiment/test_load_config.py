@@ -1,0 +1,72 @@
+"""Recipes, resolved JSON and run directories as experiments."""
+
+import pytest
+from experiments import small
+
+from davinci_jax.errors import ConfigError, DataError
+from davinci_jax.experiment import load_config, resolve, to_json
+
+HEAD = "from experiments import small\nfrom davinci_jax.experiment import *\n"
+
+
+def recipe(folder, text: str) -> str:
+    file = folder / "recipe.py"
+    file.write_text(HEAD + text)
+    return str(file)
+
+
+def test_recipe_json_and_run_directory_are_the_same(tmp_path):
+    (tmp_path / "experiment.json").write_text(to_json(small()))
+    path = recipe(tmp_path, "config = small\n")
+    loaded = [load_config(name) for name in (path, tmp_path / "experiment.json", tmp_path)]
+    assert loaded == [resolve(small())] * 3
+    assert isinstance(loaded[0].data.sources[0].tokens, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"has no function config\(\)"),
+        ("config = 3\n", r"has no function config\(\)"),
+        ("config = dict\n", r"config\(\) returned a dict; return an Experiment"),
+        ("def config(:\n", r"recipe\.py:3.*cannot be run \(SyntaxError"),
+        ("import nothing_of_the_kind\n", r"recipe\.py:3.*No module named 'nothing_of_the_kind'"),
+        ("def config():\n    return small() / 0\n", r"recipe\.py:4.*cannot be run \(TypeError"),
+        (
+            "def config():\n    return OptimizerConfig(beta_1=0.9)\n",
+            r"recipe\.py:4.*OptimizerConfig has no field 'beta_1'; did you mean 'beta1'",
+        ),
+        ("def config():\n    return OptimizerConfig(beta1=1.5)\n", r"optimizer\.beta1 = 1\.5: is outside \[0, 1\]"),
+        (
+            "import dataclasses as d\ndef config():\n    return d.replace(small(), run=RunConfig(name='x', seed=.5))\n",
+            r"run\.seed = 0\.5: is not a whole number",
+        ),
+        ("def config():\n    return RunConfig(name=3)\n", r"recipe\.py:4.*cannot be run \(TypeError"),
+    ],
+)
+def test_recipes_that_are_none(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(recipe(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_user_errors_of_a_recipe_pass_through(tmp_path):
+    text = "from davinci_jax.errors import DataError\ndef config():\n    raise DataError('x', None, 'y', 'z')\n"
+    with pytest.raises(DataError, match="x: y; z"):
+        load_config(recipe(tmp_path, text))
+
+
+def test_files_that_are_no_config(tmp_path):
+    with pytest.raises(ConfigError, match=r"does not exist; name a recipe such as configs/quickstart\.py"):
+        load_config(str(tmp_path / "none.py"))
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(str(tmp_path))
+    (tmp_path / "x.yaml").write_text("run: {}")
+    with pytest.raises(ConfigError, match="is neither a Python recipe nor JSON"):
+        load_config(str(tmp_path / "x.yaml"))
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(str(tmp_path / "x.json"))
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(ConfigError, match="run: is missing"):
+        load_config(str(tmp_path / "x.json"))
