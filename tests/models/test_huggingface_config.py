@@ -142,7 +142,7 @@ def test_round_trip(raw):
         (QWEN2_5_3B, {"num_attention_heads": 0}, "num_attention_heads = 0"),
         (QWEN2_5_3B, {"num_key_value_heads": 3}, "num_kv_heads = 3"),
         (QWEN2_5_3B, {"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes'"),
-        (QWEN2_5_3B, {"rms_norm_eps": float("nan")}, "norm_eps = nan"),
+        (QWEN2_5_3B, {"rms_norm_eps": float("nan")}, "rms_norm_eps = nan: is not a finite number"),
         (LLAMA_3_2_1B, {"attention_bias": True}, "attention_bias = True"),
         (LLAMA_3_2_1B, {"mlp_bias": True}, "mlp_bias = True"),
         (LLAMA_3_2_1B, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor: is missing"),
@@ -154,6 +154,27 @@ def test_refused_in_one_line(base, change, told):
         huggingface.from_dict(base | change)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ODD = [None, True, False, 0, -1, 1, 1.5, 10**400, float("inf"), float("nan"), "", "x", [], [[]], [{}], [None], {}]
+ODD += [{"a": {}}, {"rope_type": []}, {"rope_type": None}, {"rope_theta": "x"}, LLAMA3, LLAMA3 | {"factor": -1}]
+ODD += [LLAMA3 | {"original_max_position_embeddings": value} for value in (float("inf"), float("nan"), 0, "8192")]
+ODD += [LLAMA3 | {"high_freq_factor": 1.0}]
+FURTHER = ("rope_parameters", "layer_types", "partial_rotary_factor", "original_max_position_embeddings")
+
+
+@pytest.mark.parametrize("base", [QWEN2_5_3B, LLAMA_3_2_1B], ids=["qwen2", "llama"])
+def test_odd_values_raise_nothing_else(base):
+    refused = []
+    for key in (*base, *FURTHER):
+        for value in ODD:
+            try:
+                huggingface.from_dict(base | {key: value})
+            except ConfigError as error:
+                refused.append(str(error))
+    assert len(refused) > 300
+    assert not any("\n" in line for line in refused)
 
 
 def test_unused_sliding_window_passes():

@@ -230,9 +230,11 @@ def test_tokenizer_that_cannot_be_used(tmp_path, tokenizer_file):
         with pytest.raises(DataError, match=name):
             huggingface.save(decoder, config, tmp_path / "out", tmp_path / name)
     shutil.copy(tokenizer_file, tmp_path / "tokenizer.json")
-    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-    with pytest.raises(DataError, match="eos_token = '</s>': is no token"):
-        huggingface.save(decoder, config, tmp_path / "out", tmp_path / "tokenizer.json")
+    beside = {'{"eos_token": "</s>"}': "eos_token = '</s>': is no", '{"pad_token": [1]}': "pad_token = ", "[]": "JSON"}
+    for settings, told in beside.items():
+        (tmp_path / "tokenizer_config.json").write_text(settings)
+        with pytest.raises(DataError, match=told):
+            huggingface.save(decoder, config, tmp_path / "out", tmp_path / "tokenizer.json")
     assert not (tmp_path / "out").exists()
 
 

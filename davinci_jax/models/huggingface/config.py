@@ -168,7 +168,10 @@ class _Keys:
         return self.get(key, default, (int,), "a whole number")
 
     def number(self, key: str, default: float | None = None) -> float:
-        return float(self.get(key, default, (int, float), "a number"))
+        value = self.get(key, default, (int, float), "a number")
+        if not abs(value) < 1e300:  # NaN and infinity, which JSON of Python knows, and integers beyond any float
+            raise self.fail(key, "is not a finite number", "write a number")
+        return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         return self.get(key, default, (bool,), "true or false")
@@ -200,7 +203,7 @@ def _refuse_other_computations(keys: _Keys, model_type: str) -> None:
     if keys.flag("mlp_bias", False):
         raise keys.fail("mlp_bias", "is not supported", "only false is")
     layer_types = keys.get("layer_types", [], (list,), "a list of names")
-    if set(layer_types) - {"full_attention"}:
+    if any(layer_type != "full_attention" for layer_type in layer_types):
         raise keys.fail("layer_types", "is not supported", 'only "full_attention" in every layer is')
     # Qwen2 slides the layers from max_window_layers on; layer_types, where given, has the last word.
     if model_type == "qwen2" and not layer_types and keys.flag("use_sliding_window", False):
@@ -244,5 +247,7 @@ def _rope(keys: _Keys, max_positions: int) -> tuple[float, RopeScaling | None]:
         return base, None
     defaults = {"original_max_positions": keys.raw.get("original_max_position_embeddings", max_positions)}
     numbers = {field: rope.number(key, defaults.get(field)) for field, key in _LLAMA3_KEYS.items()}
+    if numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
+        raise rope.fail("high_freq_factor", "is not above low_freq_factor", "Llama 3.1 has 4.0 and 1.0")
     numbers["original_max_positions"] = int(numbers["original_max_positions"])
     return base, RopeScaling(**numbers)

@@ -83,7 +83,7 @@ def read(file: str | pathlib.Path, config: ModelConfig) -> TokenizerFiles:
     named = {key: _content(beside.get(key)) for key in _SPECIAL}
     named["eos_token"] = named["eos_token"] or next((name for name in END_OF_TEXT if name in vocabulary), "")
     for key, name in named.items():
-        if name is not None and name not in vocabulary:
+        if name is not None and not (isinstance(name, str) and name in vocabulary):
             remedy = "name one in a tokenizer_config.json beside it"
             raise DataError(f"{file}: {key}", name or None, "is no token of it", remedy)
     if config.qkv_bias:
@@ -148,7 +148,8 @@ def _beside(file: pathlib.Path) -> dict[str, Any]:
     return raw
 
 
-def _content(token: Any) -> str | None:
+def _content(token: Any) -> Any:
+    """The text of a token, which is written as a string or as an object with its properties."""
     return token.get("content") if isinstance(token, dict) else token
 
 
