@@ -197,7 +197,7 @@ def _batch_size(run: Record) -> Chart | None:
 
 def _mixture(run: Record) -> Chart | None:
     shares = {domain: series.column(run.metrics.train, f"share/{domain}") for domain in colours(run)}
-    shares = {domain: np.nan_to_num(values) for domain, values in shares.items() if np.isfinite(values).any()}
+    shares = {domain: np.nan_to_num(values) for domain, values in shares.items() if np.nansum(values) > 0}
     if not shares:
         return None
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import pathlib
 import statistics
 import time
 from typing import Any
 
-from davinci_jax.curriculum.shares import domain_shares, source_shares
-from davinci_jax.experiment import LearningRate, Source, Stage, fingerprint
+from davinci_jax.curriculum.budget import declared_rows, mixture_index
+from davinci_jax.curriculum.shares import domain_shares
+from davinci_jax.data.manifest import shard_folder
+from davinci_jax.experiment import DataConfig, LearningRate, Source, Stage, fingerprint
 from davinci_jax.models.flops import flops_per_token, num_params
 from davinci_jax.science.report.record import Record
 from davinci_jax.training import units
@@ -104,36 +104,38 @@ def _rate(rate: LearningRate) -> str:
 
 def sources(run: Record) -> list[dict[str, Any]]:
     """Returns the rows of the table of sources; a shard set that can be read replaces the declared size."""
-    pool = [_measured(source, run.experiment.data.root) for source in run.experiment.data.sources]
-    drawn = [0.0] * len(pool)
-    for n, stage in enumerate(run.experiment.curriculum):
-        steps = run.timeline.steps_of(n)
-        low, high = (run.timeline.tokens_before(min(step, run.step)) for step in (steps.start, steps.stop))
-        for position, share in enumerate(source_shares(stage, [source for source, _ in pool])):
-            drawn[position] += share * (high - low)
+    rows = [max(1, count) for count in declared_rows(run.experiment)]  # what is drawn does not depend on them
+    consumed = run.consumed // run.experiment.data.sequence_length
+    drawn = mixture_index(run.experiment, run.timeline, rows).draws(consumed) * run.experiment.data.sequence_length
     return [
-        {
-            "name": source.name,
-            "domain": source.domain,
-            "level": source.level,
-            "tokens": units.count(source.tokens),
-            "declared": not measured,
-            "drawn": units.count(tokens),
-            "epochs": f"{tokens / source.tokens:.2f}",
-            "full": tokens > source.tokens,
-            "stages": ", ".join(source.stages) if source.stages else "all",
-        }
-        for (source, measured), tokens in zip(pool, drawn, strict=True)
+        _source(source, run.experiment.data, int(tokens))
+        for source, tokens in zip(run.experiment.data.sources, drawn, strict=True)
     ]
 
 
-def _measured(source: Source, root: str) -> tuple[Source, bool]:
-    """Returns the source with the tokens of its shard set, and whether there was one to read."""
+def _source(source: Source, data: DataConfig, drawn: int) -> dict[str, Any]:
+    counted = _counted(source, data)
+    pool = counted or source.tokens
+    return {
+        "name": source.name,
+        "domain": source.domain,
+        "level": source.level,
+        "tokens": units.count(pool),
+        "declared": not counted,
+        "drawn": units.count(drawn),
+        "epochs": f"{drawn / pool:.2f}",
+        "full": drawn > pool,
+        "stages": ", ".join(source.stages) if source.stages else "all",
+    }
+
+
+def _counted(source: Source, data: DataConfig) -> int | None:
+    """Returns the training tokens that the source's shard set counts, `None` where there is none to read."""
     try:
-        manifest = json.loads((pathlib.Path(root) / (source.path or source.name) / "manifest.json").read_text())
-        return dataclasses.replace(source, tokens=float(manifest["splits"]["train"]["tokens"])), True
+        manifest = json.loads((shard_folder(data, source) / "manifest.json").read_text())
+        return int(manifest["splits"]["train"]["tokens"])
     except (OSError, ValueError, KeyError, TypeError):
-        return source, False
+        return None
 
 
 def evaluations(run: Record) -> list[dict[str, Any]]:
@@ -216,13 +218,17 @@ def decisions(run: Record) -> list[dict[str, str]]:
     return [
         {
             "decision": str(line.get("decision", "")),
-            "stage": str(line.get("stage", "")),
+            "stage": _stage_name(line.get("stage", "")),
             "first_step": str(line.get("first_step", "")),
             "details": _details({key: value for key, value in line.items() if key not in hidden}),
         }
         for line in run.decisions
         if line.get("decision") != "planned"
     ]
+
+
+def _stage_name(value: Any) -> str:
+    return str(value.get("name", "")) if isinstance(value, dict) else str(value)
 
 
 def identity(run: Record) -> list[tuple[str, str]]:
