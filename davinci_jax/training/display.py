@@ -214,7 +214,7 @@ class _Panel:
     def __rich_console__(self, console: Console, options: Any) -> Any:
         width = min(options.max_width, _PANEL_WIDTH)
         inner = width - 4
-        parts = [*self._progress(inner), Text(), self._numbers()]
+        parts = [*self._progress(inner), Text(), self._numbers(inner)]
         if self.evaluation is not None:
             parts += [Text(), self._evaluation(inner)]
         parts += [Text(), self._footer()]
@@ -248,7 +248,8 @@ class _Panel:
         bar.append(f"{units.percent(share):>7}", style=_VALUE)
         return [bar, names]
 
-    def _numbers(self) -> Table:
+    def _numbers(self, width: int) -> Table:
+        columns = 3 if width >= 68 else 2
         metrics, timeline = self.metrics, self._timeline
         left = self._pace.seconds_left()
         mfu, memory = metrics.get("mfu"), metrics.get("memory_bytes") or metrics.get("host_memory_bytes")
@@ -269,24 +270,25 @@ class _Panel:
         if mfu is None:
             cells[5] = ("step time", f"{metrics['step_seconds']:.3g} s" if metrics.get("step_seconds") else "-")
         table = Table.grid(padding=(0, 1), expand=True)
-        for _ in range(3):
+        for _ in range(columns):
             table.add_column(style=_LABEL, no_wrap=True)
             table.add_column(style=_VALUE, no_wrap=True, ratio=1)
-        for row in range(0, len(cells), 3):
-            table.add_row(*(text for cell in cells[row : row + 3] for text in cell))
+        for row in range(0, len(cells), columns):
+            table.add_row(*(text for cell in cells[row : row + columns] for text in cell))
         return table
 
     def _evaluation(self, width: int) -> Table:
         """Returns held-out figures, one column a domain, as many as fit."""
         metrics = self.evaluation
-        domains = _domains(metrics)[: (width - 22) // 9]
+        domains = _domains(metrics)
+        title = f"held out, step {metrics['step']:,}"
+        cell = 1 + max([6, *map(len, domains)])
+        domains = domains[: max(0, (width - len(title) - 1) // cell - 1)]
         table = Table.grid(padding=(0, 1), expand=True)
         table.add_column(style=_LABEL, no_wrap=True)
         for _ in range(len(domains) + 1):
             table.add_column(justify="right", no_wrap=True, ratio=1)
-        table.add_row(
-            f"held out, step {metrics['step']:,}", *(Text(name, _LABEL) for name in domains), Text("all", _LABEL)
-        )
+        table.add_row(title, *(Text(name, _LABEL) for name in domains), Text("all", _LABEL))
         for label, key in (("loss", "loss"), ("bits per byte", "bits_per_byte")):
             values = [metrics.get(f"{key}/{domain}") for domain in domains] + [metrics.get(key)]
             table.add_row(label, *(units.number(value, 3) for value in values))
