@@ -1,7 +1,6 @@
 """Grouped-query attention with rotary positions."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -49,8 +48,7 @@ class Attention(nnx.Module):
 
     def output(self, heads: jax.Array) -> jax.Array:
         """Mixes heads [B, T, H, K] into [B, T, D]."""
-        weight = self.o_proj[...].astype(heads.dtype)
-        return jnp.einsum("bthk,hkd->btd", heads, weight, out_sharding=sharding.out("batch", "sequence", None))
+        return ops.linear(heads, self.o_proj[...], 2, sharding.out("batch", "sequence", None))
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]; `segment_ids` [B, T] as in `ops.attention`, `cos` and `sin` as in `project`."""
@@ -58,8 +56,7 @@ class Attention(nnx.Module):
 
 
 def _project(x: jax.Array, weight: nnx.Param, bias: nnx.Param | None, heads: str) -> jax.Array:
-    out_sharding = sharding.out("batch", "sequence", heads, "head_size")
-    y = jnp.einsum("btd,dhk->bthk", x, weight[...].astype(x.dtype), out_sharding=out_sharding)
+    y = ops.linear(x, weight[...], 1, sharding.out("batch", "sequence", heads, "head_size"))
     return y if bias is None else y + bias[...].astype(x.dtype)
 
 

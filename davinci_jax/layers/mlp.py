@@ -1,7 +1,6 @@
 """The gated MLP of a block."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -26,9 +25,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D], same dtype; tags "mlp_in" for remat policies."""
-        inner = sharding.out("batch", "sequence", "mlp")
-        gate = jnp.einsum("btd,df->btf", x, self.gate[...].astype(x.dtype), out_sharding=inner)
-        up = jnp.einsum("btd,df->btf", x, self.up[...].astype(x.dtype), out_sharding=inner)
-        hidden = ops.swiglu(checkpoint_name(gate, "mlp_in"), checkpoint_name(up, "mlp_in"))
-        outer = sharding.out("batch", "sequence", None)
-        return jnp.einsum("btf,fd->btd", hidden, self.down[...].astype(x.dtype), out_sharding=outer)
+        inner, outer = sharding.out("batch", "sequence", "mlp"), sharding.out("batch", "sequence", None)
+        gate = checkpoint_name(ops.linear(x, self.gate[...], 1, inner), "mlp_in")
+        up = checkpoint_name(ops.linear(x, self.up[...], 1, inner), "mlp_in")
+        return ops.linear(ops.swiglu(gate, up), self.down[...], 1, outer)

@@ -6,6 +6,7 @@ Each op is the place where a kernel is chosen for the device it runs on.
 from davinci_jax.ops.attention import attention, masked_attention
 from davinci_jax.ops.cross_entropy import cross_entropy
 from davinci_jax.ops.embedding import embedding_lookup
+from davinci_jax.ops.linear import linear
 from davinci_jax.ops.norm import rms_norm
 from davinci_jax.ops.rope import apply_rope, rope_frequencies, rope_table
 from davinci_jax.ops.swiglu import swiglu
@@ -15,6 +16,7 @@ __all__ = [
     "attention",
     "cross_entropy",
     "embedding_lookup",
+    "linear",
     "masked_attention",
     "rms_norm",
     "rope_frequencies",
