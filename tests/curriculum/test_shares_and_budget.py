@@ -150,6 +150,18 @@ def test_index_follows_timeline_and_pool():
     assert (index.names, index.rows) == (("a", "b"), (500, 600))
 
 
+@pytest.mark.parametrize("number", range(4), ids=[stage.name for stage in STAGES])
+def test_domains_of_the_recipe_are_within_one_sequence_at_every_prefix(number):
+    run = experiment(POOL, STAGES, length=4096)
+    timeline = Timeline.compile(STAGES, 4096)
+    index = mixture_index(run, timeline, [10**6] * len(POOL))
+    source = index.lookup(timeline.sequences_of(number).start + np.arange(30_000)).source
+    x = np.arange(1, len(source) + 1)
+    for domain, share in domain_shares(STAGES[number]).items():
+        chosen = np.array([pool_source.domain == domain for pool_source in POOL])[source]
+        assert np.abs(np.cumsum(chosen) - x * share).max() < 1
+
+
 def test_scaled_keeps_shape_and_mixture():
     small = scaled(STAGES, tokens=1e-3, batch=1 / 64, length=1 / 4, learning_rate=2)
     full, tiny = Timeline.compile(STAGES, 4096), Timeline.compile(small, 1024)
