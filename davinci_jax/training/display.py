@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import io
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -58,6 +60,13 @@ class Pace:
         return max(0.0, (self._num_tokens - now) / rate - (self._clock() - last))
 
 
+def _standard_output() -> Console:
+    """Returns a console that never fails: a terminal without Unicode shows question marks."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False)
+
+
 class Display:
     """Shows a run; a context manager. On several hosts, only the first has one.
 
@@ -75,7 +84,7 @@ class Display:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._console = console or Console(highlight=False)
+        self._console = console or _standard_output()
         self._experiment, self._timeline, self._clock = experiment, timeline, clock
         self._pace = Pace(timeline.num_tokens, clock)
         self._panel = _Panel(experiment, timeline, self._pace, clock)

@@ -118,6 +118,16 @@ def test_missing_metrics_are_left_out_of_the_line(experiment):
     assert "loss nan" in line
 
 
+def test_output_that_holds_no_unicode_does_not_end_the_run(experiment, monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", output)
+    with Display(experiment, Timeline.compile(experiment.curriculum, 64)) as display:
+        display.start({"run_directory": "runs/größe"})
+        display.train(_LINE)
+    output.flush()
+    assert b"runs/gr??e" in output.buffer.getvalue()
+
+
 @pytest.mark.parametrize("width", [60, 80, 140])
 def test_the_panel_fits_the_terminal_and_tells_everything(experiment, width):
     _, panel = _show(experiment, terminal=True, width=width)
