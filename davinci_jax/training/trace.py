@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from typing import Any
@@ -43,7 +44,7 @@ def trace_step(experiment: Experiment, step: int) -> list[dict[str, Any]]:
             "source": experiment.data.sources[source].name,
             "epoch": int(epoch),
             "row": int(row),
-            **document._asdict(),
+            **dataclasses.asdict(document),
         }
         for sequence, source, epoch, row in zip(sequences, *found, strict=True)
         for document in trace(rows[source], int(row))

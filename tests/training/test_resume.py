@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(base, tmp_path):
 
 def test_evaluation_and_logging_disturb_nothing(base, tmp_path):
     root, _ = base
-    config, directory = another(base, tmp_path, log_every_steps=2, tensorboard=False)
+    config, directory = another(base, tmp_path, tensorboard=False)
     tiny_run.davinci("train", config, "evaluation.every_steps=1", "checkpoint.every_steps=7")
     assert fingerprint(directory) == fingerprint(root / "run")
     assert losses(directory) == losses(root / "run")

@@ -55,7 +55,7 @@ def make_experiment(root: pathlib.Path, **run) -> Experiment:
 
     early, late = {"General": 70, "Code": 30}, {"General": 20, "Code": 30, "QA": 50}
     return Experiment(
-        run=RunConfig(**{"name": "tiny", "directory": str(root / "run"), "micro_batch": 8, "log_every_steps": 2, **run}),
+        run=RunConfig(**{"name": "tiny", "directory": str(root / "run"), "micro_batch": 8, "log_every_steps": 1, **run}),
         model=MODEL,
         data=DataConfig(
             root=str(root / "data"), sequence_length=LENGTH, heldout=0.1,
