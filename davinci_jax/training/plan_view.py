@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
@@ -19,19 +20,19 @@ def show_plan(plan: dict[str, Any], console: Console) -> None:
     if plan["notes"]:
         console.print("[bold]Notes[/]")
         for note in plan["notes"]:
-            console.print(f"  - {note}", highlight=False)
+            console.print(f"  - {escape(note)}", highlight=False)
 
 
 def _curriculum(plan: dict[str, Any]) -> Tree:
     tree = Tree(
-        f"[bold]{plan['name']}[/]  {count(plan['tokens'])} tokens, {plan['steps']:,} steps, "
+        f"[bold]{escape(plan['name'])}[/]  {count(plan['tokens'])} tokens, {plan['steps']:,} steps, "
         f"{count(plan['sequences'])} sequences of {plan['sequence_length']:,}",
         highlight=False,
     )
     for stage in plan["stages"]:
         last = stage["first_step"] + stage["steps"] - 1
         branch = tree.add(
-            f"[bold]stage {stage['name']}[/]  {count(stage['tokens'])} tokens, {stage['steps']:,} steps "
+            f"[bold]stage {escape(stage['name'])}[/]  {count(stage['tokens'])} tokens, {stage['steps']:,} steps "
             f"({stage['first_step']:,} to {last:,})"
         )
         branch.add(f"learning rate  {_learning_rate(stage['learning_rate'])}")
@@ -42,10 +43,8 @@ def _curriculum(plan: dict[str, Any]) -> Tree:
         mixture = branch.add("mixture")
         for domain, share in stage["mixture"].items():
             if share:
-                epochs = stage["domain_epochs"][domain]
-                mixture.add(
-                    f"{share:7.2%}  {domain}  {count(stage['domain_tokens'][domain])} tokens, {_epochs(epochs)} epochs"
-                )
+                tokens, epochs = count(stage["domain_tokens"][domain]), _epochs(stage["domain_epochs"][domain])
+                mixture.add(f"{share:7.2%}  {escape(domain)}  {tokens} tokens, {epochs} epochs")
     return tree
 
 
@@ -62,17 +61,25 @@ def _batch(piece: dict[str, Any]) -> str:
 
 def _sources(plan: dict[str, Any]) -> Table:
     stages = [stage["name"] for stage in plan["stages"]]
-    table = Table(title="Epochs per source", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name in ("domain", "source"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("level")
-    for name in ("pool", *stages, "run", "at most", "tokens drawn"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Table(
+        title="Epochs per source",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("source", overflow="fold")
+    # On a narrow terminal names may break, numbers never.
+    for name, width in {"level": 5, "pool": 5, **dict.fromkeys(stages, 4), "run": 4, "max": 3, "drawn": 5}.items():
+        table.add_column(name, justify="right", min_width=max(width, len(name)), no_wrap=True)
     domain = None
     for source in plan["sources"]:
+        if source["domain"] != domain:
+            domain = source["domain"]
+            table.add_row(f"[italic]{escape(domain)}[/]")
         table.add_row(
-            source["domain"] if source["domain"] != domain else "",
-            source["name"],
+            f"  {escape(source['name'])}",
             source["level"],
             count(source["pool_tokens"]),
             *(_epochs(source["epochs"][stage]) for stage in stages),
@@ -80,7 +87,6 @@ def _sources(plan: dict[str, Any]) -> Table:
             f"{source['max_epochs']:g}",
             count(source["total_tokens"]) if source["total_tokens"] else "-",
         )
-        domain = source["domain"]
     return table
 
 
@@ -130,7 +136,7 @@ def _sizes(plan: dict[str, Any]) -> Table:
         "evaluations": f"{evaluations['count']:,}, at stage ends{f' and every {every:,} steps' if every else ''}, "
         f"of {count(evaluations['tokens_per_domain'])} held-out tokens a domain",
         "token counts": _counts(plan),
-        "run directory": plan["directory"],
+        "run directory": escape(plan["directory"]),
         "fingerprint": plan["fingerprint"],
     }
     for name, value in rows.items():

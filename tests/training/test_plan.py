@@ -32,8 +32,8 @@ def plan(experiment):
     return make_plan(experiment, num_devices=256)
 
 
-def shown(plan: dict) -> str:
-    console = Console(file=io.StringIO(), width=140)
+def shown(plan: dict, width: int = 140) -> str:
+    console = Console(file=io.StringIO(), width=width)
     show_plan(plan, console)
     return console.file.getvalue()
 
@@ -125,6 +125,13 @@ def test_plan_is_json_and_says_it_in_words(plan):
         assert words in text
     for source in plan["sources"]:
         assert source["name"] in text
+
+
+def test_plan_keeps_its_numbers_on_a_narrow_terminal(plan):
+    text = shown(plan, width=80)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "0.64 0.39 0.50 0.04 1.57" in text
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda file: file.stem)
