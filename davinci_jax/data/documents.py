@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import operator
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -160,14 +161,18 @@ def _parse(line: bytes, file: str, number: int, level: str) -> Document | None:
     name, text = fields.get("id"), fields.get("text")
     if not isinstance(name, str) or not name:
         raise _Unfit("no id")
+    if _utf8_length(name) is None:
+        raise _Unfit("not UTF-8")
     if not isinstance(text, str):
         raise _Unfit("no text", name)
     if not text.strip():
         raise _Unfit("empty", name)
     group, own_level = fields.get("group") or name, fields.get("level") or level
     text_bytes = _utf8_length(text)
-    if text_bytes is None or _utf8_length(name) is None or _utf8_length(group) is None:
+    if text_bytes is None:
         raise _Unfit("not UTF-8", name)
+    if not isinstance(group, str) or _utf8_length(group) is None:
+        raise _Unfit("bad group", name)
     if own_level not in LEVELS:
         raise _Unfit("no Darwin level", name)
     questions = _questions(fields.get("questions") or (), len(text))
@@ -178,18 +183,18 @@ def _parse(line: bytes, file: str, number: int, level: str) -> Document | None:
     return Document(name, text, text_bytes, group, own_level, lineage, questions, file, number)
 
 
-def _utf8_length(text: object) -> int | None:
+def _utf8_length(text: str) -> int | None:
     """Returns the UTF-8 bytes of a string, `None` if it cannot be written: JSON may hold half of a surrogate pair."""
     try:
         return len(text.encode())
-    except (UnicodeEncodeError, AttributeError):
+    except UnicodeEncodeError:
         return None
 
 
 def _questions(given: object, length: int) -> np.ndarray | None:
     """Returns question spans sorted and merged, int64 [m, 2], or `None` if they are no spans of the text."""
     try:
-        spans = sorted((int(start), int(end)) for start, end in given)
+        spans = sorted((operator.index(start), operator.index(end)) for start, end in given)
     except (TypeError, ValueError):
         return None
     merged: list[list[int]] = []

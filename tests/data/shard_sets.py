@@ -1,6 +1,7 @@
 """Shard sets made from token lists, and a tokenizer of bytes, for tests of what reads and writes them."""
 
 import pathlib
+from unittest import mock
 
 import numpy as np
 
@@ -14,18 +15,20 @@ def write_shards(
     folder: pathlib.Path, documents, spans=None, heldout=(), block_tokens=8, shard_blocks=3, dtype="uint16"
 ) -> Manifest:
     """Writes a shard set: `documents` is a list of token lists, `spans` the masked spans of each."""
-    folder.mkdir(parents=True)
-    shard_bytes = shard_blocks * block_tokens * np.dtype(dtype).itemsize
-    splits = {}
-    for split, tokens in zip(SPLITS, (documents, heldout), strict=True):
-        writer = SplitWriter(folder, split, dtype, block_tokens, shard_bytes)
-        for n, ids in enumerate(tokens):
-            masked = np.array(spans[n] if spans and split == "train" else [], np.int64).reshape(-1, 2)
-            record = {"id": f"{split}/{n}", "level": "L2", "lineage": [{"name": "made", "n": n}]}
-            writer.add(np.array(ids), masked, len(ids), record)
-        splits[split] = writer.close()
-    manifest = Manifest("made", "Code", "L2", TOKENIZER, dtype, block_tokens, 0.1, (), (), {}, splits)
-    manifest.write(folder)
+    # What is gone after the test need not survive a power failure.
+    with mock.patch("os.fsync"):
+        folder.mkdir(parents=True)
+        shard_bytes = shard_blocks * block_tokens * np.dtype(dtype).itemsize
+        splits = {}
+        for split, tokens in zip(SPLITS, (documents, heldout), strict=True):
+            writer = SplitWriter(folder, split, dtype, block_tokens, shard_bytes)
+            for n, ids in enumerate(tokens):
+                masked = np.array(spans[n] if spans and split == "train" else [], np.int64).reshape(-1, 2)
+                record = {"id": f"{split}/{n}", "level": "L2", "lineage": [{"name": "made", "n": n}]}
+                writer.add(np.array(ids), masked, len(ids), record)
+            splits[split] = writer.close()
+        manifest = Manifest("made", "Code", "L2", TOKENIZER, dtype, block_tokens, 0.1, (), (), {}, splits)
+        manifest.write(folder)
     return manifest
 
 

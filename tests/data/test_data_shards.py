@@ -2,6 +2,7 @@
 
 import collections
 import json
+import pathlib
 import pickle
 import random
 import shutil
@@ -27,10 +28,16 @@ def corpus(count=60, seed=0):
     return [rng.integers(0, 60000, n).tolist() for n in rng.integers(1, 90, count)]
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("original") / "made"
+    write_shards(folder, corpus(), heldout=[[7, 8, 9]])
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-    write_shards(tmp_path / "made", corpus(), heldout=[[7, 8, 9]])
-    return tmp_path / "made"
+def folder(original, tmp_path):
+    return pathlib.Path(shutil.copytree(original, tmp_path / "made"))
 
 
 def block_of(n=5, dtype=np.uint16):
