@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import logging
 import math
-import os
-import pathlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -81,7 +78,8 @@ class Heldout:
         for domain in data.domains:
             sources = [n for n, name in enumerate(self._domains) if name == domain and rows[n] is not None]
             chosen = choose_rows(
-                [rows[n].num_rows if rows[n] else 0 for n in sources], math.ceil(experiment.evaluation.tokens / self._length)
+                [rows[n].num_rows if rows[n] else 0 for n in sources],
+                math.ceil(experiment.evaluation.tokens / self._length),
             )
             self._chosen += [(n, int(row)) for n, some in zip(sources, chosen, strict=True) for row in some]
             if sources and not any(len(some) for some in chosen):
@@ -105,7 +103,7 @@ class Heldout:
         started = time.perf_counter()
         sums = {domain: Sums() for domain in dict.fromkeys(self._domains)}
         for sources, batch, losses in self._measured(decoder):
-            labels = batch.labels[: len(sources)]
+            labels = batch.labels
             targets = (labels != NO_TARGET).sum(axis=1)
             num_bytes = np.where(labels != NO_TARGET, self._token_bytes[labels], 0).sum(axis=1, dtype=np.int64)
             for n, source in enumerate(sources):
@@ -185,13 +183,3 @@ def choose_rows(sizes: Sequence[int], wanted: int) -> list[np.ndarray]:
     for n in sorted(range(len(sizes)), key=lambda n: -remainders[n])[: wanted - sum(quotas)]:
         quotas[n] += 1
     return [np.arange(quota, dtype=np.int64) * size // max(quota, 1) for quota, size in zip(quotas, sizes, strict=True)]
-
-
-def write_evaluation(directory: str | os.PathLike, step: int, result: dict[str, Any]) -> pathlib.Path:
-    """Writes the figures of a step to <directory>/evaluations/<step>.json, whole or not at all; returns the file."""
-    file = pathlib.Path(directory) / "evaluations" / f"{step}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"step": step, **result}, indent=2) + "\n")
-    os.replace(temporary, file)
-    return file

@@ -111,14 +111,10 @@ def _generate(
     sampling: Sampling,
     vocab_size: int,
 ) -> jax.Array:
-    """Prompts int32 [B, T], padded on the left, -> new tokens int32 [B, max_new_tokens], `eos_id` after the end."""
+    """Prompts int32 [B, T], padded on the left, -> new tokens int32 [B, max_new_tokens], void after `eos_id`."""
     batch, length = tokens.shape
     cache = init_cache(decoder.config, batch, length + max_new_tokens, padding)
     logits, cache = _read_prompts(decoder, cache, tokens)
-
-    def pick(logits: jax.Array, step: jax.Array, done: jax.Array) -> jax.Array:
-        token = draw(_whole(logits)[:, :vocab_size], sampling, step)
-        return jnp.where(done, eos_id, token)
 
     def more(carry: tuple) -> jax.Array:
         _, _, new, step = carry
@@ -126,7 +122,7 @@ def _generate(
 
     def body(carry: tuple) -> tuple:
         logits, cache, new, step = carry
-        token = pick(logits, step, _ended(new, step, eos_id))
+        token = draw(_whole(logits)[:, :vocab_size], sampling, step)
         new = jax.lax.dynamic_update_slice(new, token[:, None], (0, step))
         logits, cache = decode(decoder, cache, token[:, None])
         return logits, cache, new, step + 1

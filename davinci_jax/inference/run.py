@@ -11,7 +11,6 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from davinci_jax.curriculum.shares import stage_shares
 from davinci_jax.data.shards import ShardSet
 from davinci_jax.data.tokenizer import Tokenizer
 from davinci_jax.errors import ConfigError
@@ -19,7 +18,7 @@ from davinci_jax.experiment import Experiment
 from davinci_jax.inference.generate import check_prompts, generate_ids
 from davinci_jax.inference.sampling import Sampling
 from davinci_jax.sharding import make_mesh
-from davinci_jax.training.inputs import open_shards, open_tokenizer
+from davinci_jax.training.inputs import open_all_rows, open_tokenizer
 from davinci_jax.training.load import load_model
 from davinci_jax.training.run_directory import write_atomically
 
@@ -89,13 +88,12 @@ def heldout_prompts(experiment: Experiment, tokenizer: Tokenizer, room: int) -> 
     Raises:
       ConfigError: nothing is held out.
     """
-    drawn = np.any(np.array(stage_shares(experiment)) > 0, axis=0)
     largest: dict[str, ShardSet] = {}
-    for n, source in enumerate(experiment.data.sources):
-        if drawn[n]:
-            shards = open_shards(experiment, n, "heldout", tokenizer)
-            if shards.num_tokens > (largest[source.domain].num_tokens if source.domain in largest else 0):
-                largest[source.domain] = shards
+    for reader in open_all_rows(experiment, "heldout", tokenizer):
+        if reader is not None:
+            domain, shards = experiment.data.sources[reader.source].domain, reader.shards
+            if shards.num_tokens > (largest[domain].num_tokens if domain in largest else 0):
+                largest[domain] = shards
     if not largest:
         raise ConfigError("--prompt", None, "is missing, and no document is held out to begin with", "give a text")
     return [_beginning(shards)[: max(room, 1)] for shards in largest.values()]

@@ -1,6 +1,5 @@
 """Held-out figures against NumPy in float64, on one device and on eight."""
 
-import json
 import math
 import types
 
@@ -10,7 +9,7 @@ import pytest
 from scipy.special import log_softmax
 
 from davinci_jax.data.batch import Batch
-from davinci_jax.evaluation.heldout import Heldout, choose_rows, write_evaluation
+from davinci_jax.evaluation.heldout import Heldout, choose_rows
 from davinci_jax.experiment import Batch as Ramp
 from davinci_jax.experiment import (
     DataConfig,
@@ -143,6 +142,13 @@ def test_domain_without_heldout_rows_is_noted(caplog):
     assert "'Science' has no held-out rows" in caplog.text
 
 
+def test_source_that_no_stage_draws_from_is_left_out():
+    rows = fake_rows()
+    result, heldout = evaluate([*rows[:2], None, None])
+    assert {"loss/Code", "loss/Science"}.isdisjoint(result)
+    assert heldout.notes == []
+
+
 def test_nothing_held_out_gives_no_result():
     result, heldout = evaluate([FakeRows(n, 0) for n in range(4)])
     assert result is None
@@ -178,10 +184,3 @@ def test_choose_rows_takes_what_is_asked(sizes, wanted):
     for rows, size in zip(chosen, sizes, strict=True):
         assert len(set(rows.tolist())) == len(rows)
         assert all(0 <= row < size for row in rows)
-
-
-def test_write_evaluation_leaves_one_whole_file(tmp_path):
-    write_evaluation(tmp_path, 50, {"loss": 2.0})
-    file = write_evaluation(tmp_path, 50, {"loss": 1.5})
-    assert [path.name for path in file.parent.iterdir()] == ["50.json"]
-    assert json.loads(file.read_text()) == {"step": 50, "loss": 1.5}

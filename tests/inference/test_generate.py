@@ -124,6 +124,12 @@ def test_draws_follow_the_filtered_distribution():
     np.testing.assert_allclose(frequencies, expected, atol=5 * 0.5 / np.sqrt(20000))
 
 
+def test_every_step_has_random_numbers_of_its_own():
+    logits = jnp.zeros((64, 1000))
+    first, second = (np.asarray(draw(logits, Sampling(), step)) for step in (0, 1))
+    assert (first != second).mean() > 0.9
+
+
 def test_text_goes_in_and_out():
     tokenizer = types.SimpleNamespace(
         encode_batch=lambda texts: [np.frombuffer(text.encode(), np.uint8).astype(np.int32) - 96 for text in texts],
