@@ -146,21 +146,24 @@ def _parser() -> argparse.ArgumentParser:
     convert = verbs.add_parser("convert", help="To and from Hugging Face folders.").add_subparsers(
         dest="way", required=True, metavar="WAY"
     )
-    out = _step(_verb(convert, to_hf, folder=True))
+    out = _step(_verb(convert, to_hf, folder="after"))
     out.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="of the weights written"
     )
-    _verb(convert, from_hf, folder=True)
+    _verb(convert, from_hf, folder="before")
     return parser
 
 
-def _verb(verbs, function: Callable, folder: bool = False) -> argparse.ArgumentParser:
+def _verb(verbs, function: Callable, folder: str | None = None) -> argparse.ArgumentParser:
+    """Adds a verb with the arguments that all have; a conversion's folder stands where its direction puts it."""
     parser = verbs.add_parser(function.__name__.replace("_", "-"), help=function.__doc__, description=function.__doc__)
-    if folder:
-        parser.add_argument("folder", metavar="FOLDER", help="the Hugging Face folder")
-    parser.add_argument(
-        "config", metavar="CONFIG", help="a recipe (.py), a resolved experiment (.json) or a run directory"
-    )
+    arguments = {"config": ("CONFIG", "a recipe (.py), a resolved experiment (.json) or a run directory")}
+    if folder == "before":
+        arguments = {"folder": ("FOLDER", "the Hugging Face folder to read"), **arguments}
+    elif folder == "after":
+        arguments["folder"] = ("FOLDER", "the Hugging Face folder to write")
+    for name, (metavar, text) in arguments.items():
+        parser.add_argument(name, metavar=metavar, help=text)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields to change")
     parser.set_defaults(function=function)
     return parser

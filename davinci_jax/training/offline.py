@@ -35,11 +35,16 @@ def evaluate_run(experiment: Experiment, step: int | None) -> tuple[dict[str, An
 
 
 def export_run(experiment: Experiment, folder: pathlib.Path, step: int | None, dtype: str) -> None:
-    """Writes a checkpoint and the tokenizer as a Hugging Face folder."""
+    """Writes a checkpoint and its tokenizer as a Hugging Face folder.
+
+    A SentencePiece model is left out, and said so: transformers reads other ids from it.
+    """
     tokenizer = tokenizer_path(experiment)
+    if tokenizer.suffix != ".json":
+        print(f"{tokenizer} is left out: transformers needs a tokenizer.json")
     with jax.set_mesh(make_mesh(experiment.mesh)):
         model, _ = load_model(experiment, step)
-        file = tokenizer if tokenizer.suffix == ".json" and tokenizer.is_file() else None
+        file = tokenizer if tokenizer.suffix == ".json" else None
         huggingface.save(model, experiment.model, folder, file, dtype=dtype)
 
 

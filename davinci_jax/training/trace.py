@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 from typing import Any
@@ -44,7 +43,7 @@ def trace_step(experiment: Experiment, step: int) -> list[dict[str, Any]]:
             "source": experiment.data.sources[source].name,
             "epoch": int(epoch),
             "row": int(row),
-            **dataclasses.asdict(document),
+            **document._asdict(),
         }
         for sequence, source, epoch, row in zip(sequences, *found, strict=True)
         for document in trace(rows[source], int(row))
