@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from davinci_jax.errors import UserError
+from davinci_jax.experiment import Experiment, apply_overrides, load_config
 
 # Modules that load JAX are imported by the verbs that need them, so that `davinci --help` answers at once.
 
@@ -65,15 +67,16 @@ def evaluate(args: argparse.Namespace) -> None:
 def generate(args: argparse.Namespace) -> None:
     """Continue prompts with a checkpoint."""
     from davinci_jax.inference.run import generate_run
-    from davinci_jax.inference.sampling import Sampling
 
-    sampling = Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
     generate_run(
         _experiment(args),
         args.prompt,
         step=args.step,
         max_new_tokens=args.max_new_tokens,
-        sampling=sampling,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
         save=args.save,
     )
 
@@ -107,14 +110,12 @@ def report(args: argparse.Namespace) -> None:
     print(f"written to {write_report(_experiment(args).run.path)}")
 
 
-def _experiment(args: argparse.Namespace):
-    from davinci_jax.experiment import apply_overrides, load_config
-
-    experiment = apply_overrides(load_config(args.config), args.overrides)
+def _experiment(args: argparse.Namespace) -> Experiment:
+    experiment = load_config(args.config)
     if pathlib.Path(args.config).is_dir():
         # A run directory may have been moved since it was written.
-        experiment = apply_overrides(experiment, [f"run.directory={json.dumps(args.config)}"])
-    return experiment
+        experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, directory=args.config))
+    return apply_overrides(experiment, args.overrides)
 
 
 def _parser() -> argparse.ArgumentParser:

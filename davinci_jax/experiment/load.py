@@ -26,6 +26,10 @@ def load_config(path: str | pathlib.Path) -> Experiment:
     file = pathlib.Path(path)
     if file.is_dir():
         file = file / "experiment.json"
+        if not file.is_file():
+            raise ConfigError(
+                "CONFIG", str(path), "holds no experiment.json", "name the directory of a run, or a recipe"
+            )
     if not file.is_file():
         raise ConfigError(
             "CONFIG", str(path), "does not exist", "name a recipe such as configs/quickstart.py, or a run directory"

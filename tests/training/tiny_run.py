@@ -44,7 +44,7 @@ def make_documents(root: pathlib.Path, seed: int = 0) -> None:
                 file.write(json.dumps({"id": f"{source}/{n}", "text": text, "questions": spans, "level": "L2"}) + "\n")
 
 
-def make_experiment(root: pathlib.Path, **run) -> Experiment:
+def make_experiment(root: pathlib.Path) -> Experiment:
     """Four stages of 18 steps in all; checkpoints every 3 steps, evaluation every 4."""
 
     def stage(name, steps, ramp, mixture, **rate):
@@ -55,14 +55,17 @@ def make_experiment(root: pathlib.Path, **run) -> Experiment:
 
     early, late = {"General": 70, "Code": 30}, {"General": 20, "Code": 30, "QA": 50}
     return Experiment(
-        run=RunConfig(**{"name": "tiny", "directory": str(root / "run"), "micro_batch": 8, "log_every_steps": 1, **run}),
+        run=RunConfig(name="tiny", directory=str(root / "run"), micro_batch=8, log_every_steps=1),
         model=MODEL,
         data=DataConfig(
             root=str(root / "data"), sequence_length=LENGTH, heldout=0.1,
             sources=(
                 Source(name="web", domain="General", level="L2", tokens=2e4, max_epochs=20),
                 Source(name="code", domain="Code", level="L2", tokens=2e4, max_epochs=20),
-                Source(name="pairs", domain="QA", level="L2", tokens=2e4, max_epochs=20, stages=("2-1", "2-2"), loss="answers"),
+                Source(
+                    name="pairs", domain="QA", level="L2", tokens=2e4, max_epochs=20, stages=("2-1", "2-2"),
+                    loss="answers",
+                ),
             ),
         ),
         curriculum=(

@@ -1,0 +1,303 @@
+"""The verbs on a finished run, and one clear line with exit code 2 for what a user can mend."""
+
+import dataclasses
+import json
+import pathlib
+import resource
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from davinci_jax.cli import main
+from davinci_jax.experiment import Experiment, load_config
+from davinci_jax.models import huggingface
+from davinci_jax.sharding import make_mesh
+from davinci_jax.training.load import load_model
+
+LAST = sum(tiny_run.STEPS)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> pathlib.Path:
+    """A root with data, config.json and a finished run."""
+    root = tmp_path_factory.mktemp("finished")
+    experiment = tiny_run.prepare(root)
+    assert main(["train", str(tiny_run.write_config(experiment, root / "config.json"))]) == 0
+    return root
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> tuple[pathlib.Path, Experiment]:
+    """A copy of the data that a test may damage, and its experiment; nothing was trained."""
+    shutil.copytree(finished / "data", tmp_path / "data")
+    return tmp_path, tiny_run.make_experiment(tmp_path)
+
+
+def fails(capsys, *arguments: object) -> str:
+    """Runs a verb that must fail as a user's mistake; returns its one line."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    lines = capsys.readouterr().err.strip().split("\n")
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("davinci: ")
+    return lines[0]
+
+
+def succeeds(capsys, *arguments: object) -> str:
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+# What a finished run gives.
+
+
+def test_the_run_directory_holds_what_it_promises(finished):
+    run = finished / "run"
+    assert load_config(str(run)) == load_config(str(finished / "config.json"))
+    stages = [json.loads(line) for line in (run / "curriculum.jsonl").read_text().splitlines()]
+    assert [line["first_step"] for line in stages] == [0, *np.cumsum(tiny_run.STEPS)[:-1]]
+    assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [15, 18]
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_evaluate_repeats_the_last_evaluation_of_the_run(finished, capsys):
+    from davinci_jax.training.metrics import read_metrics
+
+    succeeds(capsys, "evaluate", finished / "run")
+    result = json.loads((finished / "run" / "evaluations" / f"{LAST}.json").read_text())
+    inside = read_metrics(finished / "run").evaluations[-1]
+    assert result["step"] == inside["step"] == LAST
+    for name in ("loss", "bits_per_byte", "loss/General", "bits_per_byte/QA"):
+        assert result[name] == pytest.approx(inside[name], rel=1e-6)
+
+
+def test_generate_writes_samples(finished, capsys):
+    out = succeeds(
+        capsys, "generate", finished / "run", "--prompt", "abc", "--prompt", "x=", "--max-new-tokens", 5, "--save"
+    )
+    assert "abc" in out
+    samples = json.loads((finished / "run" / "samples.json").read_text())
+    assert [sample["prompt"] for sample in samples["samples"]] == ["abc", "x="]
+    again = succeeds(capsys, "generate", finished / "run", "--prompt", "abc", "--prompt", "x=", "--max-new-tokens", 5)
+    assert "written" not in again
+    assert [line for line in again.splitlines() if line.strip()] == [
+        line for line in out.splitlines() if line.strip() and not line.startswith("written")
+    ]
+
+
+def test_trace_names_the_documents_whose_tokens_the_step_saw(finished, capsys):
+    """Every traced part is found, token by token, in the text of the document that it names."""
+    from davinci_jax.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(finished / "data" / "tokenizer.json")
+    texts = {}
+    for file in (finished / "data" / "documents").rglob("*.jsonl"):
+        texts |= {line["id"]: line["text"] for line in map(json.loads, file.read_text().splitlines())}
+    records = [
+        json.loads(line) for line in succeeds(capsys, "trace", finished / "run", "--step", 12, "--json").splitlines()
+    ]
+    assert {record["sequence"] for record in records} == set(
+        range(16 * 2 + 8 * 2 + 32 + 16 * 5, 16 * 2 + 8 * 2 + 32 + 16 * 6)
+    )
+    assert {record["source"] for record in records} == {"web", "code", "pairs"}
+    assert all(record["level"] == "L2" for record in records)
+    experiment = load_config(str(finished / "run"))
+    rows = read_rows(experiment, 12)
+    for record in records:
+        tokens = [*tokenizer.encode(texts[record["id"]]), tokenizer.eos_id]
+        part = tokens[record["first_token"] : record["first_token"] + record["num_tokens"]]
+        row = rows[record["sequence"]]
+        assert row[record["first_column"] : record["first_column"] + record["num_tokens"]].tolist() == part
+
+
+def read_rows(experiment, step: int) -> dict[int, np.ndarray]:
+    """The tokens that training is given at a step, by global sequence."""
+    from davinci_jax.training.inputs import open_inputs
+    from davinci_jax.training.layout import batch_layout
+
+    inputs = open_inputs(experiment, batch_layout(experiment, make_mesh(experiment.mesh)))
+    _, batch = next(inputs.loader.steps(step - 1))
+    first = inputs.timeline.at(step - 1).first_sequence
+    inputs.close()
+    tokens = batch.tokens.reshape(-1, batch.tokens.shape[-1])
+    return {first + n: row for n, row in enumerate(tokens)}
+
+
+def test_to_hugging_face_and_back(finished, tmp_path, capsys):
+    run, folder = finished / "run", tmp_path / "hf"
+    succeeds(capsys, "convert", "to-hf", run, folder, "--dtype", "float32")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    other = tmp_path / "again"
+    succeeds(capsys, "convert", "from-hf", folder, run, f"run.directory={other}")
+    experiment = load_config(str(run))
+    moved = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, directory=str(other)))
+    with jax.set_mesh(make_mesh(experiment.mesh)):
+        before, _ = load_model(experiment)
+        after, step = load_model(moved)
+        _, stored = huggingface.load(folder)
+    assert step == 0
+    for a, b, c in zip(*map(jax.tree.leaves, (before, after, stored)), strict=True):
+        assert np.array_equal(a, b)
+        assert np.array_equal(a, c)
+    assert "already" in fails(capsys, "convert", "from-hf", folder, run, f"run.directory={other}")
+    succeeds(capsys, "train", run, f"run.directory={other}")
+    assert "num_layers: 2 there, 3 in the config" in fails(
+        capsys, "convert", "from-hf", folder, run, "model.num_layers=3", f"run.directory={tmp_path / 'third'}"
+    )
+
+
+def test_report_is_written(finished, capsys):
+    succeeds(capsys, "report", finished / "run")
+    assert "tiny" in (finished / "run" / "report.html").read_text()
+
+
+# What a user can mend.
+
+
+def test_missing_shard_folder(copied, capsys):
+    root, experiment = copied
+    shutil.rmtree(root / "data" / "code")
+    line = fails(capsys, "train", tiny_run.write_config(experiment, root / "config.json"))
+    assert "data.sources[code]" in line
+    assert "davinci shard" in line
+    assert not (root / "run").exists()
+
+
+def test_truncated_shard_is_named_before_training(copied, capsys):
+    root, experiment = copied
+    shard = next((root / "data" / "code").glob("train-0*.array_record"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    line = fails(capsys, "train", tiny_run.write_config(experiment, root / "config.json"))
+    assert shard.name in line
+    assert "truncated" in line
+
+
+def test_altered_shard_is_named_with_its_record(copied, capsys):
+    """A flipped bit keeps the size, so it shows when the record is read; the run can be continued after mending."""
+    root, experiment = copied
+    shard = next((root / "data" / "code").glob("train-0*.array_record"))
+    whole = shard.read_bytes()
+    altered = bytearray(whole)
+    for eighth in range(1, 8):  # in most of its records, so that a short run meets one
+        altered[len(whole) * eighth // 8] ^= 0x10
+    shard.write_bytes(altered)
+    config = tiny_run.write_config(experiment, root / "config.json")
+    line = fails(capsys, "train", config)
+    assert shard.name in line
+    assert "record" in line
+    assert shard.name in fails(capsys, "shard", config, "--verify")
+    shard.write_bytes(whole)
+    succeeds(capsys, "train", config)
+
+
+def test_manifest_of_another_tokenizer(copied, capsys):
+    root, experiment = copied
+    file = root / "data" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["merges"].pop()
+    file.write_text(json.dumps(tokenizer))
+    line = fails(capsys, "train", tiny_run.write_config(experiment, root / "config.json"))
+    assert "was made with another tokenizer" in line
+
+
+def test_vocabulary_mismatch(copied, capsys):
+    root, experiment = copied
+    line = fails(capsys, "train", tiny_run.write_config(experiment, root / "config.json"), "model.vocab_size=256")
+    assert "model.vocab_size = 256" in line
+    assert "use " in line
+
+
+def test_source_that_runs_out(copied, capsys):
+    root, experiment = copied
+    config = tiny_run.write_config(experiment, root / "config.json")
+    line = fails(capsys, "train", config, "data.sources.pairs.max_epochs=0.01")
+    assert "data.sources.pairs.max_epochs = 0.01" in line
+    assert "epochs" in line
+
+
+def test_batch_not_divisible_by_devices(copied, capsys):
+    root, experiment = copied
+    config = tiny_run.write_config(experiment, root / "config.json")
+    line = fails(capsys, "train", config, "curriculum.1-1.batch.0.size=12")
+    assert "12: is not divisible by the 8 devices" in line
+
+
+def test_resuming_with_a_changed_config(finished, capsys):
+    line = fails(capsys, "train", finished / "config.json", "optimizer.weight_decay=0.2", "run.seed=5")
+    assert "optimizer.weight_decay: 0.1 there, 0.2 here" in line
+    assert "run.seed: 0 there, 5 here" in line
+
+
+def test_resuming_on_other_shards(finished, tmp_path, capsys):
+    root = tmp_path / "copy"
+    shutil.copytree(finished, root)
+    shutil.rmtree(root / "data" / "code")
+    documents = root / "data" / "documents" / "code" / "part.jsonl"
+    documents.write_text("".join(documents.read_text().splitlines(keepends=True)[:200]))
+    experiment = tiny_run.make_experiment(root)
+    config = tiny_run.write_config(experiment, root / "config.json")
+    succeeds(capsys, "shard", config)
+    assert "was trained on other shards of code" in fails(capsys, "train", config)
+
+
+def test_disk_full_while_saving(copied, capsys):
+    """The limit on file sizes stands for a full disk: only the arrays of a checkpoint are larger."""
+    root, experiment = copied
+    config = tiny_run.write_config(experiment, root / "config.json")
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    try:
+        line = fails(capsys, "train", config, "run.tensorboard=false")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "checkpoints/3: could not be written" in line
+    assert "start the same command again" in line
+    succeeds(capsys, "train", config)
+
+
+def test_documents_that_are_no_text_are_counted_and_left_out(copied, capsys):
+    root, experiment = copied
+    shutil.rmtree(root / "data" / "web")
+    with (root / "data" / "documents" / "web" / "part.jsonl").open("ab") as file:
+        file.write(b'{"id": "bad", "text": "\xff\xfe"}\n{"id": "empty", "text": ""}\nnot json\n')
+    out = succeeds(capsys, "shard", tiny_run.write_config(experiment, root / "config.json"))
+    assert "3 rejected" in out
+    rejects = [json.loads(line) for line in (root / "data" / "web" / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["line"] for reject in rejects] == [301, 302, 303]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "nowhere.py"), "does not exist"),
+        (("train", "{root}/data/tokenizer.json"), "unknown field"),
+        (("train", "{config}", "model.num_layer=3"), "did you mean 'num_layers'"),
+        (("train", "{config}", "model.num_layers=three"), "'three'"),
+        (("train", "{config}", "model.num_kv_heads=3"), "does not divide num_heads"),
+        (("evaluate", "{config}", "run.directory={root}/none"), "no checkpoint"),
+        (("evaluate", "{root}/run", "--step", "7"), "no whole checkpoint of this step, but of [15, 18]"),
+        (("trace", "{root}/run", "--step", "99"), "give a step from 1 to 18"),
+        (("generate", "{root}/run", "--temperature", "-1"), "temperature = -1.0"),
+        (("generate", "{root}/run", "--prompt", "abc", "--max-new-tokens", "999"), "more than the 64 positions"),
+        (("report", "{root}/data"), "experiment.json"),
+        (("shard", "{config}", "--source", "cod"), "did you mean 'code'"),
+        (("convert", "to-hf", "{root}/run", "{root}/data"), "is not an empty folder"),
+    ],
+)
+def test_one_clear_line(finished, capsys, arguments, message):
+    places = {"root": finished, "config": finished / "config.json"}
+    assert message in fails(capsys, *(argument.format(**places) for argument in arguments))
+
+
+def test_unknown_options_end_with_code_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "configs/quickstart.py", "--fast"])
+    assert stop.value.code == 2
+    assert "unknown argument '--fast'" in capsys.readouterr().err
