@@ -6,10 +6,13 @@ to move: the same steps come out for any number of hosts, threads and worker pro
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import dataclasses
+import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -21,8 +24,6 @@ from davinci_jax.data.batch import Batch
 from davinci_jax.data.mixture import MixtureIndex
 from davinci_jax.data.rows import Rows
 from davinci_jax.errors import ConfigError, UserError
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Piece(Protocol):
@@ -147,7 +148,6 @@ class TrainLoader:
                     f"use a multiple of {micro_rows}",
                 )
         pieces = [(piece.first_step, piece.first_sequence, piece.batch_size) for piece in timeline.pieces]
-        # Nothing of the timeline itself goes to the workers, who have no use for JAX.
         self._source = (tuple(rows), index, np.array(pieces, np.int64), micro_rows, np.asarray(local_rows, np.int64))
         self.num_steps, self.workers, self.prefetch = timeline.num_steps, workers, prefetch
         self._open: list[Any] = []
@@ -157,7 +157,7 @@ class TrainLoader:
         return StepSource(*self._source, first_step, self.num_steps)
 
     def steps(self, first_step: int = 0) -> Iterator[tuple[int, Batch]]:
-        """Returns an iterator of (step, Batch) from `first_step` to the end of the run; starts reading at once.
+        """Returns an iterator of (step, Batch) from `first_step` to the end of the run.
 
         Arrays are this host's: leading dims [micro, local_rows]. After an error the iterator raises it again.
 
@@ -177,7 +177,7 @@ class TrainLoader:
         if first_step < self.num_steps:
             iterator.start_prefetch()
         self._open.append(iterator)
-        return _Steps(iterator, first_step, self.num_steps, copy=self.workers > 0)
+        return _Steps(iterator, first_step, self.num_steps, self.workers)
 
     def close(self) -> None:
         """Ends the threads and processes that read; iterators are of no use afterwards."""
@@ -188,8 +188,9 @@ class TrainLoader:
 class _Steps:
     """Iterates over steps, and never goes on after an error: Grain would, with a shifted stream."""
 
-    def __init__(self, iterator: Iterator[tuple[int, Batch | _Failure]], first_step: int, num_steps: int, copy: bool):
-        self._iterator, self._next, self._num_steps, self._copy = iterator, first_step, num_steps, copy
+    def __init__(self, iterator: Iterator[tuple[int, Batch | _Failure]], first_step: int, num_steps: int, workers: int):
+        self._iterator, self._next, self._num_steps, self._workers = iterator, first_step, num_steps, workers
+        self._starting = workers > 0
         self._error: BaseException | None = None
 
     def __iter__(self) -> _Steps:
@@ -204,8 +205,11 @@ class _Steps:
         raise self._error
 
     def _read(self) -> tuple[int, Batch]:
-        # Grain is asked for the end, too: it holds on to shared memory until it has told of it.
-        step, batch = next(self._iterator, (self._num_steps, None))
+        # Grain starts its workers when it is asked for the first step. It is asked for the end, too: until it has told
+        # of it, it holds on to shared memory.
+        with _signals_held_back() if self._starting else contextlib.nullcontext():
+            step, batch = next(self._iterator, (self._num_steps, None))
+        self._starting = False
         if step != self._next:
             raise RuntimeError(f"the loader gave step {step} where step {self._next} belongs")
         if batch is None:
@@ -214,19 +218,32 @@ class _Steps:
             raise batch.kind(*batch.arguments)
         self._next += 1
         # A worker's arrays lie in shared memory, which is given back as soon as they are copied.
-        return step, Batch(*map(np.array, batch)) if self._copy else batch
+        return step, Batch(*map(np.array, batch)) if self._workers else batch
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Holds back SIGTERM and SIGINT; what is started meanwhile never gets them.
+
+    A signal to the whole process group, as schedulers send it, must not take the data from a run that is about to
+    save; and a worker that only ignored it would still be open to it in the seconds that it takes to start.
+    """
+    # The tracker of shared memory starts with the first worker, and its start lets signals through again.
+    multiprocessing.resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _init_worker(number: int, workers: int) -> None:
-    """Makes a worker die with its parent and only with it.
-
-    A signal to the whole process group, as schedulers send it, must not take the data from a run that is about to
-    save; and a worker outlives a parent that was killed unless the kernel is asked to end it.
-    """
+    """Makes a worker end with its parent, however that ended; Grain's would go on for ever."""
     del number, workers
-    parent = os.getppid()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent or parent == 1:
-        os._exit(1)  # the parent died before the request
+    parent = multiprocessing.parent_process().sentinel
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
