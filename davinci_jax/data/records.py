@@ -100,7 +100,7 @@ def _read_one(reader: array_record_module.ArrayRecordReader, path: str, position
 
 
 def _reason(error: Exception) -> str:
-    return f"is damaged ({str(error).splitlines()[0].split(';')[0][:160]})"
+    return f"cannot be read ({str(error).splitlines()[0].split(';')[0][:160]})"
 
 
 def damaged(path: str, record: int | None, problem: str) -> DataError:

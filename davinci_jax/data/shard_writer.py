@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from array_record.python import array_record_module
 from davinci_jax.data import blocks
 from davinci_jax.data.blocks import Block
 from davinci_jax.data.manifest import DocumentsEntry, FileEntry, ShardEntry, SplitEntry, file_entry
+from davinci_jax.errors import DataError
 
 BLOCK_TOKENS = 4096
 SHARD_BYTES = 256 * 2**20  # of tokens before compression
@@ -144,9 +146,10 @@ class _RollingFile:
     def write(self, record: bytes) -> None:
         if self._count == self._limit:
             self._finish()
-        if self._writer is None:
-            self._writer = array_record_module.ArrayRecordWriter(f"{self._file}.tmp", self._options)
-        self._writer.write(record)
+        with self._failures_told():
+            if self._writer is None:
+                self._writer = array_record_module.ArrayRecordWriter(f"{self._file}.tmp", self._options)
+            self._writer.write(record)
         self._count += 1
 
     def close(self) -> list[tuple[FileEntry, int]]:
@@ -159,8 +162,21 @@ class _RollingFile:
     def _file(self) -> pathlib.Path:
         return self._folder / self._pattern.format(len(self._done))
 
+    @contextlib.contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # what array_record raises when the disk is full
+            raise DataError(
+                str(self._file),
+                None,
+                f"cannot be written ({str(error).split(';')[0]})",
+                "free the disk and run the same command again",
+            ) from error
+
     def _finish(self) -> None:
-        self._writer.close()
+        with self._failures_told():
+            self._writer.close()
         self._done.append((_seal(self._file), self._count))
         self._writer, self._count = None, 0
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -231,6 +232,22 @@ def slow(progress):
     time.sleep({pause})
 build.build_shards(config({root!r}), SOURCE, ByteTokenizer(), slow, **SMALL)
 """
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path):
+    write(tmp_path, documents())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    try:
+        with pytest.raises(
+            DataError, match=r"train-00000.array_record: cannot be written \(.*File too large\); free the"
+        ):
+            build_shards(config(tmp_path), SOURCE, ByteTokenizer(), **SMALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["documents"]
 
 
 @pytest.mark.slow

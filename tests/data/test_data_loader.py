@@ -151,9 +151,9 @@ def test_a_damaged_shard_ends_the_steps_for_good(tmp_path, workers):
     content[300] ^= 1  # inside a record
     file.write_bytes(content)
     steps = loader.steps(0)
-    with pytest.raises(DataError, match=r"b/train-00002.array_record, record \d: is damaged \("):
+    with pytest.raises(DataError, match=r"b/train-00002.array_record, record \d: cannot be read \("):
         list(steps)
-    with pytest.raises(DataError, match=r"b/train-00002.array_record, record \d: is damaged \("):
+    with pytest.raises(DataError, match=r"b/train-00002.array_record, record \d: cannot be read \("):
         next(steps)
     loader.close()
 

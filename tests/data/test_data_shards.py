@@ -130,7 +130,9 @@ def test_a_damaged_record_is_named(folder):
     record = blocks.encode(ShardSet(folder).read_blocks(np.array([4]))[0])
     content[content.index(record[-12:])] ^= 1  # random tokens are stored as they are
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"train-00001.array_record, record 1: is damaged \(.*hash mismatch.*; restore"):
+    with pytest.raises(
+        DataError, match=r"train-00001.array_record, record 1: cannot be read \(.*hash mismatch.*; restore"
+    ):
         ShardSet(folder).read_blocks(np.array([3, 4, 5]))
     assert len(ShardSet(folder).read_blocks(np.array([0, 6]))) == 2, "the other records can be read"
 
