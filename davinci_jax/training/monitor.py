@@ -17,6 +17,7 @@ from davinci_jax.models.flops import flops_per_token, num_params, peak_flops
 from davinci_jax.training.display import Display
 from davinci_jax.training.layout import BatchLayout
 from davinci_jax.training.metrics import MetricsWriter, device_memory_bytes, host_memory_bytes
+from davinci_jax.training.run_directory import write_evaluation
 
 
 class Monitor:
@@ -130,6 +131,7 @@ class Monitor:
         stage = self._experiment.curriculum[self._timeline.at(max(done - 1, 0)).stage].name
         line = {"step": done, "tokens": self._timeline.tokens_before(done), "stage": stage, **result}
         if not self._silent:
+            write_evaluation(self._directory, done, result)
             self._writer.evaluation(line)
             self._display.evaluation(line)
 

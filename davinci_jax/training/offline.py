@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from davinci_jax.errors import CheckpointError
+from davinci_jax.errors import CheckpointError, DataError
 from davinci_jax.experiment import Experiment, to_dict
 from davinci_jax.models import huggingface
 from davinci_jax.sharding import make_mesh
@@ -17,7 +16,7 @@ from davinci_jax.training.checkpoint import Checkpoints
 from davinci_jax.training.inputs import open_heldout, open_inputs, tokenizer_path
 from davinci_jax.training.layout import batch_layout
 from davinci_jax.training.load import load_model
-from davinci_jax.training.run_directory import open_run_directory, write_atomically
+from davinci_jax.training.run_directory import open_run_directory, write_evaluation
 from davinci_jax.training.state import TrainState, make_optimizer
 
 
@@ -27,11 +26,12 @@ def evaluate_run(experiment: Experiment, step: int | None) -> tuple[dict[str, An
     with jax.set_mesh(mesh):
         heldout = open_heldout(experiment, batch_layout(experiment, mesh))
         model, step = load_model(experiment, step)
-        result = {"step": step, **heldout.evaluate(model)}
-    folder = pathlib.Path(experiment.run.path) / "evaluations"
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"{step}.json", json.dumps(result, indent=2) + "\n")
-    return result, folder / f"{step}.json"
+        result = heldout.evaluate(model)
+    if result is None:
+        raise DataError(
+            "data.heldout", experiment.data.heldout, "keeps no row to evaluate on", "raise it and shard again"
+        )
+    return result, write_evaluation(pathlib.Path(experiment.run.path), step, result)
 
 
 def export_run(experiment: Experiment, folder: pathlib.Path, step: int | None, dtype: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+from typing import Any
 
 from davinci_jax.curriculum.timeline import Timeline
 from davinci_jax.errors import CheckpointError
@@ -59,6 +60,14 @@ def record_curriculum(directory: pathlib.Path, experiment: Experiment, timeline:
         for n, stage in enumerate(experiment.curriculum)
     ]
     write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_evaluation(directory: pathlib.Path, step: int, result: dict[str, Any]) -> pathlib.Path:
+    """Writes the held-out figures of a step to evaluations/<step>.json and returns the file."""
+    file = directory / "evaluations" / f"{step}.json"
+    file.parent.mkdir(exist_ok=True)
+    write_atomically(file, json.dumps({"step": step, **result}, indent=2) + "\n")
+    return file
 
 
 def write_atomically(file: pathlib.Path, text: str) -> None:

@@ -7,6 +7,7 @@ import pathlib
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -130,6 +131,30 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(base, tmp_path):
     assert f"checkpoint of step {LAST} is damaged and set aside" in result.stdout
     assert victim.name in result.stdout.replace("\n", "")
     assert fingerprint(directory) == fingerprint(root / "run")
+
+
+def test_two_hosts_train_what_one_does(base, tmp_path):
+    """Two processes of four devices each, joined on this machine, against one of eight."""
+    root, _ = base
+    config, directory = another(base, tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    shared = {**os.environ, "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "4"}
+    hosts = [
+        subprocess.Popen(
+            tiny_run.command("train", config), env={**shared, "JAX_PROCESS_ID": str(n)}, stdout=subprocess.DEVNULL
+        )
+        for n in range(2)
+    ]
+    assert [host.wait(timeout=240) for host in hosts] == [0, 0]
+    one, two = losses(root / "run"), losses(directory)
+    assert one.keys() == two.keys()
+    assert all(abs(one[step] - two[step]) < 1e-4 * one[step] for step in one)
+    assert sorted(path.name for path in (directory / "checkpoints" / str(LAST)).glob("seal*")) == [
+        "seal-0-of-2.json",
+        "seal-1-of-2.json",
+    ]
 
 
 def test_evaluation_and_logging_disturb_nothing(base, tmp_path):
