@@ -68,7 +68,10 @@ def generate_run(
     console = Console()
     console.print(f"step {step:,} of {experiment.run.path}, temperature {temperature:g}", style="dim", highlight=False)
     for sample in samples:
-        console.print(Text.assemble((printable(sample["prompt"]), "dim"), printable(sample["text"])), soft_wrap=True)
+        console.print(
+            Text.assemble((printable(sample["prompt"]), "dim"), ("▸", "cyan"), printable(sample["text"])),
+            soft_wrap=True,
+        )
         console.rule(style="dim")
     if save:
         file = pathlib.Path(experiment.run.path) / "samples.json"

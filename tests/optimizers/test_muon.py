@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
@@ -21,7 +21,7 @@ REFERENCES = pathlib.Path(__file__).parents[1] / "references"
 STACKED = {"q": Matrix(1, 1), "o": Matrix(1, 2), "up": Matrix(1, 1), "experts": Matrix(2, 1), "lone": Matrix(0, 1)}
 SHAPES = {"q": (3, 16, 2, 4), "o": (8, 2, 4, 16), "up": (3, 16, 24), "experts": (3, 2, 16, 8), "lone": (16, 8)}
 SPECS = {
-    "q": P(None, "fsdp", "tensor"),
+    "q": P(None, "fsdp", "tensor", None),
     "o": P(None, "tensor", None, "fsdp"),
     "up": P(None, "fsdp", "tensor"),
     "experts": P(None, "tensor", "fsdp"),
@@ -180,6 +180,23 @@ def test_stacked_matrices_are_exchanged_not_gathered():
     assert "all-to-all" in program
     assert "all-gather" not in program
     assert not re.search(r"f32\[8,8,(8|16)\]\S* dot", program)
+
+
+@pytest.mark.parametrize("fsdp", [4, 64, 256])
+def test_any_number_of_devices_keeps_the_layout(fsdp):
+    """More devices than layers, and numbers that do not divide them: shapes and shardings only, on an abstract mesh."""
+    mesh = AbstractMesh((fsdp, 2), ("fsdp", "tensor"), axis_types=(AxisType.Explicit,) * 2)
+    shapes = {"q": (36, 512, 16, 128), "o": (36, 16, 128, 512), "up": (36, 512, 1024)}
+    grads = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.NamedSharding(mesh, SPECS[name]))
+        for name, shape in shapes.items()
+    }
+    optimizer = scale_by_muon(matrix=stacked_rule)
+    with jax.sharding.use_abstract_mesh(mesh):
+        updates, state = jax.eval_shape(lambda grads: optimizer.update(grads, optimizer.init(grads)), grads)
+    for name, grad in grads.items():
+        for leaf in (updates[name], state.momentum[name]):
+            assert (leaf.shape, leaf.dtype, leaf.sharding.spec) == (grad.shape, grad.dtype, grad.sharding.spec)
 
 
 def test_docstring_examples():
