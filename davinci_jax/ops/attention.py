@@ -63,9 +63,14 @@ def _chunks(length: int) -> list[tuple[int, int]]:
 def _scores(q: jax.Array, k: jax.Array, segment_ids: jax.Array, start: int, stop: int) -> jax.Array:
     """Masked float32 scores [B, G, R, stop - start, stop] of one chunk of queries against its prefix of keys."""
     scores = jnp.einsum("bgrqk,bgsk->bgrqs", q[..., start:stop, :], k[:, :, :stop], preferred_element_type=jnp.float32)
-    rows, columns = jnp.arange(start, stop)[:, None], jnp.arange(stop)
-    seen = (rows >= columns) & (segment_ids[:, start:stop, None] == segment_ids[:, None, :stop])
-    return jnp.where(seen[:, None, None], scores * q.shape[-1] ** -0.5, MASKED)
+    seen = _seen(segment_ids, start, stop)[:, None, None]
+    return jnp.where(seen, scores * q.shape[-1] ** -0.5, MASKED)
+
+
+def _seen(segment_ids: jax.Array, start: int, stop: int) -> jax.Array:
+    """[B, stop - start, stop] bool: which keys of the prefix a chunk of queries may look at."""
+    causal = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)
+    return causal & (segment_ids[:, start:stop, None] == segment_ids[:, None, :stop])
 
 
 @jax.custom_vjp
@@ -95,20 +100,25 @@ def _attention_fwd(q, k, v, segment_ids):
 
 
 def _attention_bwd(residuals, dout):
+    # Scores are rebuilt with keys in rows: as [s, r q] the three large products of a chunk need no transposed copy of
+    # a matrix of scores, only of q-sized ones.
     q, k, v, segment_ids, out, lse = residuals
     delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=-1)
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dqs, dks, dvs = [], [], []
     for start, stop in _chunks(q.shape[3]):
-        rows = slice(start, stop)
-        weights = jnp.exp(_scores(q, k, segment_ids, start, stop) - lse[..., rows, None])
-        dweights = einsum("bgrqk,bgsk->bgrqs", dout[..., rows, :], v[:, :, :stop])
-        dscores = (weights * (dweights - delta[..., rows, None]) * q.shape[-1] ** -0.5).astype(q.dtype)
-        dqs.append(einsum("bgrqs,bgsk->bgrqk", dscores, k[:, :, :stop]).astype(q.dtype))
-        dks.append(einsum("bgrqs,bgrqk->bgsk", dscores, q[..., rows, :]))
-        dvs.append(einsum("bgrqs,bgrqk->bgsk", weights.astype(q.dtype), dout[..., rows, :]))
+        q_rows, dout_rows = q[..., start:stop, :], dout[..., start:stop, :]
+        lse_rows, delta_rows = (x[:, :, None, :, start:stop] for x in (lse, delta))
+        scores = einsum("bgsk,bgrqk->bgsrq", k[:, :, :stop], q_rows) * q.shape[-1] ** -0.5
+        seen = _seen(segment_ids, start, stop).transpose(0, 2, 1)[:, None, :, None]
+        weights = jnp.exp(jnp.where(seen, scores, MASKED) - lse_rows)
+        dweights = einsum("bgsk,bgrqk->bgsrq", v[:, :, :stop], dout_rows)
+        dscores = (weights * (dweights - delta_rows) * q.shape[-1] ** -0.5).astype(q.dtype)
+        dqs.append(einsum("bgsk,bgsrq->bgkrq", k[:, :, :stop], dscores).astype(q.dtype))
+        dks.append(einsum("bgsrq,bgrqk->bgsk", dscores, q_rows))
+        dvs.append(einsum("bgsrq,bgrqk->bgsk", weights.astype(q.dtype), dout_rows))
     dk, dv = (_sum_prefixes(parts).astype(x.dtype) for parts, x in ((dks, k), (dvs, v)))
-    return jnp.concatenate(dqs, axis=3), dk, dv, None
+    return jnp.concatenate(dqs, axis=4).transpose(0, 1, 3, 4, 2), dk, dv, None
 
 
 def _sum_prefixes(parts: list[jax.Array]) -> jax.Array:
