@@ -108,6 +108,13 @@ def test_best_fit_rows_hold_every_token_once_and_whole_documents(corpus, length,
             assert len(sizes) <= whole + (rest > 0)
 
 
+@pytest.mark.parametrize(("span", "labels"), [([8, 10], [7, -1, -1, 10]), ([7, 8], [-1, 8, 9, 10])])
+def test_spans_at_the_border_of_blocks(tmp_path, span, labels):
+    write_shards(tmp_path / "s", [list(range(16))], [[span]], block_tokens=8)
+    rows = ConcatRows(ShardSet(tmp_path / "s"), 8, mask_questions=True).read(np.arange(2))
+    assert [*rows.labels[0, 6:].tolist(), *rows.labels[1, :2].tolist()] == labels
+
+
 def test_repeated_and_single_reads_give_the_same_rows(tmp_path):
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 50, 40)
