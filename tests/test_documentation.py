@@ -1,0 +1,37 @@
+"""What the README and the docs show is there and runs."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_readme_example_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) == 1
+    names = {}
+    exec(blocks[0], names)
+    assert names["out"].shape == names["q"].shape
+    assert names["updates"]["w"].shape == (64, 32)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_verbs_and_files_that_are_named_exist(page):
+    from davinci_jax.cli import _parser
+
+    verbs = _parser()._subparsers._group_actions[0].choices
+    text = page.read_text()
+    for verb in re.findall(r"\bdavinci ([a-z]+)\b", text):
+        assert verb in verbs, verb
+    for file in re.findall(r"\b((?:configs|launch|benchmarks|tests)/[\w/]+\.(?:py|sh|json))\b", text):
+        assert (ROOT / file).exists(), file
