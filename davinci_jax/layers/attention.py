@@ -57,7 +57,7 @@ class Attention(nnx.Module):
 
 def _project(x: jax.Array, weight: nnx.Param, bias: nnx.Param | None, heads: str) -> jax.Array:
     y = ops.linear(x, weight[...], 1, sharding.out("batch", "sequence", heads, "head_size"))
-    return y if bias is None else y + bias[...].astype(x.dtype)
+    return y if bias is None else (y + bias[...]).astype(x.dtype)  # in float32, and so is the gradient's sum
 
 
 def _local_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:

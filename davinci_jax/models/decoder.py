@@ -154,15 +154,16 @@ def token_losses(
     x, head = decoder.hidden(tokens, segment_ids, positions), decoder.output_embedding()
     losses = functools.partial(_losses, chunk=decoder.config.loss_chunk)
     if jax.sharding.get_abstract_mesh().empty:
-        return losses(x, head.astype(x.dtype), labels)
+        return losses(x, head, labels)
     fsdp = sharding.RULES["embed"]
     tokens_spec, x_spec = sharding.spec("batch", "sequence"), sharding.spec("batch", "sequence", None)
 
     def local(x, head, labels):
         # Each device gathers the head once and sums its own tokens' gradient, which is then reduced and divided in
-        # one step; left to the partitioner, every chunk would reduce a whole [V, D].
-        head = jax.lax.all_gather(head.astype(x.dtype), fsdp, axis=1, tiled=True)
+        # one step; left to the partitioner, every chunk would reduce a whole [V, D]. It travels as float32, so that
+        # its gradient is reduced as float32.
         head = jax.lax.pcast(head, ("replica", "context"), to="varying")
+        head = jax.lax.all_gather(head, fsdp, axis=1, tiled=True)
         return losses(x, head, labels)
 
     head_spec = PartitionSpec(None, fsdp)
