@@ -59,7 +59,9 @@ def run(mesh_name, tied):
 
 
 @pytest.mark.parametrize("mesh_name", ["fsdp8", "replica2_fsdp4"])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    "tied", [pytest.param(True, id="tied"), pytest.param(False, id="untied", marks=pytest.mark.slow)]
+)
 def test_loss_and_gradients_equal_one_device(mesh_name, tied):
     parameters, *got, layouts = run(mesh_name, tied)
     want_parameters, *want, _ = run("one", tied)
