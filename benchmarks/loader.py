@@ -87,11 +87,12 @@ def make_loader(
 def time_steps(loader: TrainLoader) -> tuple[int, float, float]:
     """Reads all steps but the first few; returns tokens, seconds and CPU seconds of this process."""
     steps = loader.steps(0)
-    for _ in range(1 + 4 * loader.workers):  # until all workers have started
+    warm = 1 + 4 * loader.workers  # until all workers have started
+    for _ in range(warm):
         next(steps)
     tokens, cpu, started = 0, time.process_time(), time.perf_counter()
-    for _, batch in steps:
-        tokens += batch.tokens.size
+    for _ in range(warm, loader.num_steps):
+        tokens += next(steps)[1].tokens.size
     result = tokens, time.perf_counter() - started, time.process_time() - cpu
     loader.close()
     return result
