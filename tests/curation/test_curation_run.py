@@ -233,6 +233,16 @@ def test_another_run_writes_the_same_bytes_and_a_third_writes_nothing(tmp_path, 
     assert sorted(file.name for file in first.folder.iterdir()) == ["documents.jsonl", "funnel.json"]
 
 
+def test_what_a_killed_run_left_is_cleared(tmp_path, find):
+    left = tmp_path / "root/documents/.made.new"
+    left.mkdir(parents=True)
+    (left / "documents.jsonl").write_text("half a li")
+    (left / "other.jsonl").write_text("{}")
+    [result] = curate(experiment(tmp_path / "root", source("docs")), log=lambda line: None, find=find)
+    assert sorted(file.name for file in result.folder.iterdir()) == ["documents.jsonl", "funnel.json"]
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("damage", ["truncate", "remove", "funnel", "package", "code"])
 def test_what_has_changed_is_written_again(tmp_path, find, damage, monkeypatch):
     made = experiment(tmp_path / "root", source("scientific-docs"))

@@ -157,8 +157,10 @@ def test_truncation_padding_and_templates_of_the_file_do_not_count(bpe, tmp_path
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", model.token_to_id("<|endoftext|>"))]
     )
     model.save(str(tmp_path / "tokenizer.json"))
-    ids = load_tokenizer(tmp_path / "tokenizer.json").encode(TEXTS[0])
-    np.testing.assert_array_equal(ids, load_tokenizer(bpe).encode(TEXTS[0]))
+    expected = load_tokenizer(bpe).encode(TEXTS[0])
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    np.testing.assert_array_equal(tokenizer.encode(TEXTS[0]), expected)
+    np.testing.assert_array_equal(tokenizer.encode_with_offsets(TEXTS[0])[0], expected)
 
 
 def test_fingerprint_is_of_content_and_end_of_text(bpe, tmp_path):
@@ -175,8 +177,10 @@ def test_fingerprint_is_of_content_and_end_of_text(bpe, tmp_path):
     assert load_tokenizer(copy).fingerprint != tokenizer.fingerprint
 
 
-def test_a_worker_gets_the_same_tokenizer(bpe, piece):
-    for file in (bpe, piece):
+def test_a_worker_gets_the_same_tokenizer(bpe, piece, tmp_path):
+    shutil.copy(bpe, tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<tool>"}')
+    for file in (bpe, piece, tmp_path):
         tokenizer = load_tokenizer(file)
         copy = pickle.loads(pickle.dumps(tokenizer))
         assert (copy.fingerprint, copy.eos_id, copy.vocab_size) == (
@@ -207,7 +211,7 @@ def test_llama_style_json_counts_bytes(tmp_path):
         )
     )
     model.normalizer = tokenizers.normalizers.Replace(" ", "▁")
-    model.add_special_tokens(["<unk>", "<s>", "</s>"])
+    model.add_special_tokens(["<s>", "</s>"])
     model.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     assert tokenizer.eos_id == 2
