@@ -21,6 +21,10 @@ class UserError(Exception):
         shown = "" if value is None else f" = {value!r}"
         super().__init__(f"{field}{shown}: {problem}; {remedy}")
 
+    def __reduce__(self):
+        # By its fields: an exception pickles its message, which is not what the constructor takes.
+        return type(self), (self.field, self.value, self.problem, self.remedy)
+
 
 class ConfigError(UserError):
     """A config, an override or a combination of fields that cannot describe a run."""

@@ -7,7 +7,6 @@ to move: the same steps come out for any number of hosts, threads and worker pro
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import multiprocessing.connection
 import multiprocessing.resource_tracker
 import os
@@ -42,18 +41,6 @@ class Timeline(Protocol):
     pieces: Sequence[Piece]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Failure:
-    """An error that a user can mend, on its way out of a worker; exceptions with arguments do not pickle."""
-
-    kind: type[UserError]
-    arguments: tuple[Any, ...]
-
-    @classmethod
-    def of(cls, error: UserError) -> _Failure:
-        return cls(type(error), (error.field, error.value, error.problem, error.remedy))
-
-
 class StepSource:
     """Random access to (step, Batch) from a first step on; what Grain reads. Safe to pickle and to share.
 
@@ -83,12 +70,12 @@ class StepSource:
     def __len__(self) -> int:
         return self.num_steps - self.first_step
 
-    def __getitem__(self, number: int) -> tuple[int, Batch | _Failure]:
+    def __getitem__(self, number: int) -> tuple[int, Batch | UserError]:
         step = self.first_step + number
         try:
             return step, self.read(step)
         except UserError as error:
-            return step, _Failure.of(error)
+            return step, error  # on its way out of a worker; raised by the iterator
 
     def sequences(self, step: int) -> np.ndarray:
         """Returns the global sequence indices of this host's rows of a step, int64 [micro, local_rows]."""
@@ -188,7 +175,9 @@ class TrainLoader:
 class _Steps:
     """Iterates over steps, and never goes on after an error: Grain would, with a shifted stream."""
 
-    def __init__(self, iterator: Iterator[tuple[int, Batch | _Failure]], first_step: int, num_steps: int, workers: int):
+    def __init__(
+        self, iterator: Iterator[tuple[int, Batch | UserError]], first_step: int, num_steps: int, workers: int
+    ):
         self._iterator, self._next, self._num_steps, self._workers = iterator, first_step, num_steps, workers
         self._starting = workers > 0
         self._error: BaseException | None = None
@@ -214,8 +203,8 @@ class _Steps:
             raise RuntimeError(f"the loader gave step {step} where step {self._next} belongs")
         if batch is None:
             raise StopIteration
-        if isinstance(batch, _Failure):
-            raise batch.kind(*batch.arguments)
+        if isinstance(batch, UserError):
+            raise batch
         self._next += 1
         # A worker's arrays lie in shared memory, which is given back as soon as they are copied.
         return step, Batch(*map(np.array, batch)) if self._workers else batch
