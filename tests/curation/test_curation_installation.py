@@ -1,7 +1,9 @@
 """Curation of the Python installation that runs the tests."""
 
 import collections
+import dataclasses
 import json
+import pathlib
 
 import pytest
 
@@ -9,6 +11,8 @@ from davinci_jax.curation.installation import find_package
 from davinci_jax.curation.run import curate
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import load_config
+
+CONFIG = str(pathlib.Path(__file__).parents[2] / "configs/quickstart.py")
 
 
 def test_packages_are_found_without_importing_them():
@@ -26,9 +30,7 @@ def test_packages_are_found_without_importing_them():
 @pytest.mark.slow
 def test_the_quickstart_finds_its_text_on_this_machine(tmp_path):
     pytest.importorskip("scipy")
-    import dataclasses
-
-    experiment = load_config("configs/quickstart.py")
+    experiment = load_config(CONFIG)
     data = dataclasses.replace(experiment.data, root=str(tmp_path))
     results = curate(dataclasses.replace(experiment, data=data), log=lambda line: None)
     megabytes = {result.source: result.funnel["bytes"] / 1e6 for result in results}
