@@ -208,7 +208,7 @@ class _Build:
     ):
         self._reader, self._rejects, self._tokenizer, self._heldout = reader, rejects, tokenizer, heldout
         self._bytes_total, self._progress = bytes_total, progress
-        # The operations with which the lineage of every document so far begins.
+        # The operations that every document so far has gone through.
         self.lineage: list[Any] | None = None
 
     def run(self, writers: dict[str, SplitWriter], workers: int) -> None:
@@ -259,8 +259,7 @@ class _Build:
         if self.lineage is None:
             self.lineage = document.lineage
         elif self.lineage != document.lineage:
-            pairs = zip(self.lineage, document.lineage, strict=False)
-            self.lineage = [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+            self.lineage = [operation for operation in self.lineage if operation in document.lineage]
 
 
 def token_spans(offsets: np.ndarray, questions: np.ndarray) -> np.ndarray:

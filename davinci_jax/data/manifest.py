@@ -87,7 +87,7 @@ class Manifest:
       dtype: "uint16" or "uint32".
       block_tokens: tokens of a block.
       heldout: share of documents in the held-out split.
-      lineage: the operations with which the lineage of every document begins.
+      lineage: the operations that every document has gone through.
       inputs: the documents files, names relative to the folder of the documents.
       rejected: reason -> documents left out; `rejects.jsonl` lists them.
       splits: "train" and "heldout".

@@ -37,7 +37,7 @@ def documents(count=300, seed=0):
     for n in range(count):
         text = "".join(rng.choice(list("abcé \n"), rng.integers(1, 120))) + "."
         questions = [[0, len(text) // 3]] if n % 4 == 0 else []
-        found.append({"id": f"doc/{n}", "text": text, "questions": questions, "lineage": [{"name": "made"}, {"n": n}]})
+        found.append({"id": f"doc/{n}", "text": text, "questions": questions, "lineage": [{"n": n}, {"name": "made"}]})
     return found
 
 
