@@ -79,7 +79,8 @@ def _curate_source(
     if known is not None and known.get("recipe") == recipe and _is_whole(folder, known):
         log(f"{source.name}: {known['documents']} documents in {folder} are up to date")
         return Curated(source.name, folder, known, built=False)
-    log(f"{source.name}: {operations[0].parameters()}")
+    packages = operations[0].parameters()["packages"]
+    log(f"{source.name}: from {', '.join(f'{name} {version}' for name, version in packages.items())}")
     started = time.monotonic()
     funnel, steps = _write(source, folder, operations, recipe)
     log(show_funnel(steps))

@@ -106,6 +106,11 @@ def _counts(plan: dict[str, Any]) -> str:
     )
 
 
+def _per_token(value: float) -> str:
+    """Returns FLOPs with the digits that the report's figure has where it is of that size: 20.33 G."""
+    return f"{value / 1e9:.2f} G" if value >= 1e9 else flops(value)
+
+
 def _params(number: int) -> str:
     return f"{number / 1e9:.3f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
@@ -122,8 +127,8 @@ def _sizes(plan: dict[str, Any]) -> Table:
     tied = "tied" if model["tied_embeddings"] else "untied"
     rows = {
         "parameters": f"{_params(model['params'])} ({model['params']:,}), {tied} embeddings",
-        "FLOPs per token": f"{model['flops_per_token'] / 1e9:.2f} G ({model['flops_convention']}); "
-        f"{model['flops_per_token_full_attention'] / 1e9:.2f} G with all of attention",
+        "FLOPs per token": f"{_per_token(model['flops_per_token'])} ({model['flops_convention']}); "
+        f"{_per_token(model['flops_per_token_full_attention'])} with all of attention",
         "FLOPs of the run": flops(model["total_flops"]),
         "mesh": f"{mesh}; {devices['rows_per_micro_batch']} sequences a device in a micro-batch, "
         f"up to {devices['most_micro_batches']} micro-batches a step",
