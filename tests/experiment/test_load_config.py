@@ -59,7 +59,7 @@ def test_other_user_errors_of_a_recipe_pass_through(tmp_path):
 def test_files_that_are_no_config(tmp_path):
     with pytest.raises(ConfigError, match=r"does not exist; name a recipe such as configs/quickstart\.py"):
         load_config(str(tmp_path / "none.py"))
-    with pytest.raises(ConfigError, match="holds no experiment.json"):
+    with pytest.raises(ConfigError, match=r"holds no experiment\.json"):
         load_config(str(tmp_path))
     (tmp_path / "x.yaml").write_text("run: {}")
     with pytest.raises(ConfigError, match="is neither a Python recipe nor JSON"):
