@@ -113,6 +113,36 @@ def test_logits_and_losses_equal_the_reference(config):
     np.testing.assert_allclose(lse_squared, np.where(valid, lse**2, 0), atol=2e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied_bias", "untied_scaled"])
+def test_gradients_equal_finite_differences_of_the_reference(config):
+    """Along a random direction in each parameter, in float64: every backward pass written by hand takes part."""
+    model, (tokens, labels, segments, positions) = build(config), packed()
+    valid = np.asarray(labels) >= 0
+
+    def reference_loss(model):
+        logits = reference_logits(model, tokens, segments, positions)
+        lse = np.log(np.exp(logits).sum(-1))
+        picked = np.take_along_axis(logits, np.maximum(labels, 0)[..., None], -1)[..., 0]
+        return ((lse - picked + 0.1 * lse**2) * valid).sum() / valid.sum()
+
+    def loss(model):
+        nll, lse_squared = decoders.token_losses(model, tokens, labels, segments, positions)
+        return (nll + 0.1 * lse_squared).sum() / valid.sum()
+
+    gradients = jax.tree.leaves(jax.jit(jax.grad(loss))(model))
+    leaves, structure = jax.tree.flatten(model)
+    rng = np.random.default_rng(0)
+    for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
+        step = 1e-4 * rng.normal(size=leaf.shape)
+        up, down = (np.asarray(leaf + sign * step, np.float32) for sign in (1, -1))
+        moved = [structure.unflatten([*leaves[:i], jnp.asarray(x), *leaves[i + 1 :]]) for x in (up, down)]
+        change = reference_loss(moved[0]) - reference_loss(moved[1])
+        difference = np.asarray(up, np.float64) - down
+        slope = (np.asarray(gradient, np.float64) * difference).sum()
+        scale = np.linalg.norm(gradient) * np.linalg.norm(difference) / leaf.size**0.5
+        assert abs(slope - change) < 2e-3 * scale, leaf.shape
+
+
 def test_bfloat16_compute_stays_near_the_reference():
     config = dataclasses.replace(CONFIG, compute_dtype="bfloat16", init_std=0.1)
     model, (tokens, labels, segments, positions) = build(config), packed()

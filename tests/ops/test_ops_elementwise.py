@@ -96,3 +96,47 @@ def test_embedding_lookup_and_its_gradient():
     np.add.at(want, np.asarray(tokens), np.asarray(weight))
     got = jax.grad(lambda table: (ops.embedding_lookup(table, tokens) * weight).sum())(table)
     np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_swiglu_gradient_equals_finite_differences():
+    gate, up, weight = (np.random.default_rng(seed).normal(size=9) for seed in range(3))
+
+    def f(gate, up):
+        return (weight * gate / (1 + np.exp(-gate)) * up).sum()
+
+    steps = 1e-6 * np.eye(9)
+    want = (
+        [(f(gate + h, up) - f(gate - h, up)) / 2e-6 for h in steps],
+        [(f(gate, up + h) - f(gate, up - h)) / 2e-6 for h in steps],
+    )
+    arrays = (jnp.asarray(x, jnp.float32) for x in (gate, up))
+    got = jax.grad(lambda gate, up: (jnp.asarray(weight) * ops.swiglu(gate, up)).sum(), argnums=(0, 1))(*arrays)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_rope_gradient_is_the_turn_back():
+    """A rotation preserves products, so turning the gradient of <turn(x), turn(y)> back gives y."""
+    x, y, positions = normal(1, 4, 2, 8), normal(1, 4, 2, 8, seed=1), jnp.array([[0, 3, 50, 999]])
+    table = ops.rope_table(positions, ops.rope_frequencies(8, 100.0))
+    gradient = jax.grad(lambda x: (ops.apply_rope(x, *table) * ops.apply_rope(y, *table)).sum())(x)
+    np.testing.assert_allclose(gradient, y, atol=1e-5)
+
+
+@pytest.mark.parametrize(("inner", "outer"), [((6,), (5,)), ((6,), (2, 3)), ((2, 3), (5,))])
+def test_linear_and_its_gradients_equal_the_reference(inner, outer):
+    x, weight, dy = normal(2, 4, *inner), normal(*inner, *outer, seed=1), normal(2, 4, *outer, seed=2)
+    wide = [np.asarray(a, np.float64).reshape(shape) for a, shape in ((x, (8, 6)), (weight, (6, -1)), (dy, (8, -1)))]
+    y, pullback = jax.vjp(lambda x, weight: ops.linear(x, weight, len(inner)), x, weight)
+    np.testing.assert_allclose(y.reshape(8, -1), wide[0] @ wide[1], atol=1e-5)
+    dx, dweight = pullback(dy)
+    np.testing.assert_allclose(dx.reshape(8, 6), wide[2] @ wide[1].T, atol=1e-5)
+    np.testing.assert_allclose(dweight.reshape(6, -1), wide[0].T @ wide[2], atol=1e-5)
+
+
+def test_linear_in_bfloat16_gives_float32_masters_an_unrounded_gradient():
+    x, weight = jnp.ones((300, 1), jnp.bfloat16), normal(1, 1)
+    y, pullback = jax.vjp(ops.linear, x, weight)
+    dx, dweight = pullback(jnp.ones_like(y))
+    assert (y.dtype, dx.dtype, dweight.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    assert float(dweight[0, 0]) == 300  # bfloat16 steps by 2 from 256 on, but 301 would tell
+    assert float(jax.vjp(ops.linear, x.at[0].set(2), weight)[1](jnp.ones_like(y))[1][0, 0]) == 301
