@@ -86,3 +86,13 @@ def test_only_a_chunk_of_the_logits_is_ever_held():
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < n * v * 4 / 8
+
+
+@pytest.mark.parametrize(("chunk", "products"), [(N, 1 + 2), (N - 1, 2 + 2 + 3)])
+def test_logits_of_the_last_chunk_are_not_computed_again(chunk, products):
+    """Products in the program: one chunk needs three; a scan over others adds one forward, three backward."""
+    x, head, labels, *_ = inputs()
+    program = jax.make_jaxpr(
+        jax.grad(lambda x, head: ops.cross_entropy(x, head, jnp.asarray(labels), chunk)[0].sum(), argnums=(0, 1))
+    )(x, head)
+    assert str(program).count("dot_general") == products
