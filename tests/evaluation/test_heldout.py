@@ -25,6 +25,9 @@ from davinci_jax.experiment import (
 from davinci_jax.models.decoder import build
 from davinci_jax.sharding import make_mesh
 
+# Compiles many programs; left out of the fast subset.
+pytestmark = pytest.mark.slow
+
 LENGTH, VOCAB = 16, 32
 MODEL = ModelConfig(
     vocab_size=VOCAB, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_size=4, mlp_size=24,

@@ -15,6 +15,9 @@ from davinci_jax.inference.sampling import draw, filter_logits
 from davinci_jax.models.decoder import build
 from davinci_jax.sharding import make_mesh
 
+# Compiles many programs; left out of the fast subset.
+pytestmark = pytest.mark.slow
+
 VOCAB, EOS = 48, 0
 CONFIG = ModelConfig(
     vocab_size=VOCAB, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_size=4, mlp_size=24,

@@ -22,6 +22,9 @@ from davinci_jax.experiment import (
 from davinci_jax.inference import run
 from davinci_jax.models.decoder import build
 
+# Compiles many programs; left out of the fast subset.
+pytestmark = pytest.mark.slow
+
 WORDS = "the cat sat on a mat and saw that it was good "
 
 

@@ -10,6 +10,9 @@ from davinci_jax.experiment import MeshConfig, ModelConfig
 from davinci_jax.models import cache as caches
 from davinci_jax.models import decoder as decoders
 
+# Compiles many programs; left out of the fast subset.
+pytestmark = pytest.mark.slow
+
 CONFIG = ModelConfig(
     vocab_size=64,
     hidden_size=32,

@@ -13,6 +13,9 @@ from davinci_jax.errors import ConfigError
 from davinci_jax.experiment import MeshConfig, ModelConfig, RopeScaling
 from davinci_jax.models import decoder as decoders
 
+# Compiles many programs; left out of the fast subset.
+pytestmark = pytest.mark.slow
+
 CONFIG = ModelConfig(
     vocab_size=80,
     hidden_size=32,

@@ -13,6 +13,9 @@ from davinci_jax.experiment import MeshConfig, ModelConfig
 from davinci_jax.models import decoder as decoders
 from davinci_jax.models import presets
 
+# Compiles many programs; left out of the fast subset.
+pytestmark = pytest.mark.slow
+
 MESHES = {"one": MeshConfig(), "fsdp8": MeshConfig(), "replica2_fsdp4": MeshConfig(replica=2)}
 
 

@@ -25,6 +25,9 @@ from davinci_jax.models import huggingface
 from davinci_jax.models.huggingface import saving
 from davinci_jax.models.huggingface import tokenizer as tokenizer_module
 
+# Compiles many programs; left out of the fast subset.
+pytestmark = pytest.mark.slow
+
 SIZES = {"vocab_size": 320, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "head_size": 8, "mlp_size": 40}
 CONFIGS = {
     "qwen2-tied": ModelConfig(**SIZES, num_kv_heads=2, qkv_bias=True, tied_embeddings=True, rope_base=1e6),

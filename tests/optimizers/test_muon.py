@@ -17,6 +17,9 @@ from safetensors.numpy import load_file
 
 from davinci_jax.optimizers import COEFFICIENTS, Matrix, muon, newton_schulz, orthogonalize, scale_by_muon
 
+# Compiles many programs; left out of the fast subset.
+pytestmark = pytest.mark.slow
+
 REFERENCES = pathlib.Path(__file__).parents[1] / "references"
 STACKED = {"q": Matrix(1, 1), "o": Matrix(1, 2), "up": Matrix(1, 1), "experts": Matrix(2, 1), "lone": Matrix(0, 1)}
 SHAPES = {"q": (3, 16, 2, 4), "o": (8, 2, 4, 16), "up": (3, 16, 24), "experts": (3, 2, 16, 8), "lone": (16, 8)}

@@ -16,6 +16,9 @@ from davinci_jax.models import decoder as decoders
 from davinci_jax.optimizers import Matrix, build
 from davinci_jax.optimizers.decoder import block_matrix, decays
 
+# Compiles many programs; left out of the fast subset.
+pytestmark = pytest.mark.slow
+
 REFERENCES = pathlib.Path(__file__).parents[1] / "references"
 CONFIG = ModelConfig(
     vocab_size=32,

@@ -19,6 +19,9 @@ from davinci_jax.sharding import make_mesh
 from davinci_jax.training.checkpoint import Checkpoints
 from davinci_jax.training.state import TrainState
 
+# Compiles many programs; left out of the fast subset.
+pytestmark = pytest.mark.slow
+
 CONFIG = CheckpointConfig(every_steps=5, keep_last=2, keep_every=20)
 
 

@@ -18,6 +18,9 @@ from davinci_jax.models import huggingface
 from davinci_jax.sharding import make_mesh
 from davinci_jax.training.load import load_model
 
+# Compiles many programs; left out of the fast subset.
+pytestmark = pytest.mark.slow
+
 LAST = sum(tiny_run.STEPS)
 
 

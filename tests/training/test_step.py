@@ -27,6 +27,9 @@ from davinci_jax.training.layout import BatchLayout, batch_layout
 from davinci_jax.training.state import abstract_state, init_state
 from davinci_jax.training.step import make_step
 
+# Compiles many programs; left out of the fast subset.
+pytestmark = pytest.mark.slow
+
 MODEL = ModelConfig(
     vocab_size=64, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_size=4, mlp_size=32,
     compute_dtype="float32", z_loss=1e-3,
