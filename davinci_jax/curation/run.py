@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import time
@@ -20,6 +19,7 @@ from davinci_jax.curation.installation import Package, find_package
 from davinci_jax.curation.pipeline import FunnelStep, Operation, Pipeline, show_funnel
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import Experiment, Source
+from davinci_jax.files import write_atomically
 
 DOCUMENTS_FILE, FUNNEL_FILE = "documents.jsonl", "funnel.json"
 
@@ -136,7 +136,7 @@ def _write(
     size = (new / DOCUMENTS_FILE).stat().st_size
     funnel = {"source": source.name, "recipe": recipe, **counts, "file_bytes": size, "sha256": digest, "steps": steps}
     (new / FUNNEL_FILE).write_text(json.dumps(funnel, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    _replace(folder.with_name(f"{folder.name}.rejects.jsonl"), "".join(line + "\n" for line in rejects))
+    write_atomically(folder.with_name(f"{folder.name}.rejects.jsonl"), "".join(line + "\n" for line in rejects))
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
     return funnel, pipeline.funnel
@@ -145,12 +145,6 @@ def _write(
 def _is_whole(folder: pathlib.Path, funnel: dict[str, Any]) -> bool:
     file = folder / DOCUMENTS_FILE
     return file.is_file() and file.stat().st_size == funnel["file_bytes"]
-
-
-def _replace(file: pathlib.Path, text: str) -> None:
-    new = file.with_name(f".{file.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, file)
 
 
 def _recipe_hash(operations: tuple[Operation, ...]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from typing import Any
 
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import DataConfig, Source
+from davinci_jax.files import write_atomically
 
 FORMAT = "davinci-shards-1"
 NAME = "manifest.json"
@@ -114,13 +114,7 @@ class Manifest:
     def write(self, folder: pathlib.Path) -> None:
         """Writes the manifest into a folder, atomically."""
         fields = {"format": FORMAT, "fingerprint": self.fingerprint, **dataclasses.asdict(self)}
-        new = folder / f"{NAME}.tmp"
-        with new.open("w", encoding="utf-8") as out:
-            json.dump(fields, out, indent=1)
-            out.write("\n")
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(new, folder / NAME)
+        write_atomically(folder / NAME, json.dumps(fields, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: pathlib.Path) -> Manifest:

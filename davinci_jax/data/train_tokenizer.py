@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -15,6 +14,7 @@ from davinci_jax.curation.documents import document_files, documents_path
 from davinci_jax.data.documents import DocumentReader, is_held_out
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import Experiment, Source
+from davinci_jax.files import write_atomically
 
 EOS_TOKEN = "<|endoftext|>"
 
@@ -65,8 +65,8 @@ def train_tokenizer(
         "clean_up_tokenization_spaces": False,
     }
     if not path.with_name("tokenizer_config.json").exists():
-        _replace(path.with_name("tokenizer_config.json"), json.dumps(config, indent=1) + "\n")
-    _replace(path, tokenizer.to_str(pretty=True))
+        write_atomically(path.with_name("tokenizer_config.json"), json.dumps(config, indent=1) + "\n")
+    write_atomically(path, tokenizer.to_str(pretty=True))
     log(f"tokenizer: -> {path}")
     return path
 
@@ -136,9 +136,3 @@ def _domain_shares(experiment: Experiment) -> dict[str, float]:
         for domain, share in stage.mixture.items():
             shares[domain] = shares.get(domain, 0.0) + stage.tokens / run * share / total
     return shares
-
-
-def _replace(file: pathlib.Path, text: str) -> None:
-    new = file.with_name(f".{file.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, file)

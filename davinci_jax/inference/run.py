@@ -15,12 +15,12 @@ from davinci_jax.data.shards import ShardSet
 from davinci_jax.data.tokenizer import Tokenizer
 from davinci_jax.errors import ConfigError
 from davinci_jax.experiment import Experiment
+from davinci_jax.files import write_atomically
 from davinci_jax.inference.generate import check_prompts, generate_ids
 from davinci_jax.inference.sampling import Sampling
 from davinci_jax.sharding import make_mesh
 from davinci_jax.training.inputs import open_all_rows, open_tokenizer
 from davinci_jax.training.load import load_model
-from davinci_jax.training.run_directory import write_atomically
 
 # Tokens of a held-out document that a sample continues, unless the document says where its question ends.
 PROMPT_TOKENS = 24

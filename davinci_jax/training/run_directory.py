@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 from typing import Any
 
 from davinci_jax.curriculum.timeline import Timeline
 from davinci_jax.errors import CheckpointError
 from davinci_jax.experiment import Experiment, fingerprint, from_json, identity, to_dict, to_json
+from davinci_jax.files import write_atomically
 
 
 def open_run_directory(experiment: Experiment) -> pathlib.Path:
@@ -68,10 +68,3 @@ def write_evaluation(directory: pathlib.Path, step: int, result: dict[str, Any])
     file.parent.mkdir(exist_ok=True)
     write_atomically(file, json.dumps({"step": step, **result}, indent=2) + "\n")
     return file
-
-
-def write_atomically(file: pathlib.Path, text: str) -> None:
-    """Writes text under a temporary name, then renames it."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, file)

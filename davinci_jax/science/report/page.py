@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 
 import jinja2
 
 from davinci_jax.experiment import to_json
+from davinci_jax.files import write_atomically
 from davinci_jax.science.report import charts, tables
 from davinci_jax.science.report.record import Record, read_run
 
@@ -24,9 +24,7 @@ def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
     """
     run = read_run(run_dir)
     file = run.directory / FILE
-    temporary = file.with_name(f".{FILE}.{os.getpid()}")
-    temporary.write_text(render(run), encoding="utf-8")
-    os.replace(temporary, file)
+    write_atomically(file, render(run))
     return file
 
 

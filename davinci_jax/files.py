@@ -1,0 +1,20 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+
+def write_atomically(file: pathlib.Path, text: str) -> None:
+    """Writes text as UTF-8 under a temporary name, forces it to disk, then renames it over `file`."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
