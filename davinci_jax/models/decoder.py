@@ -111,7 +111,9 @@ class Decoder(nnx.Module):
 
 
 def build(config: ModelConfig, key: jax.Array) -> Decoder:
-    """Makes a decoder with fresh parameters, divided over the current mesh; the numbers do not depend on the mesh.
+    """Makes a decoder with fresh parameters, divided over the current mesh.
+
+    The numbers do not depend on the mesh: bitwise with jax 0.10, to rounding of the last bits with jax 0.12.
 
     Raises:
       ConfigError: a parameter axis cannot be divided evenly over the mesh.

@@ -111,9 +111,12 @@ def test_special_values_survive(tmp_path):
 
 def test_saved_from_eight_devices_equals_saved_from_one(tmp_path):
     config = CONFIGS["qwen2-tied"]
-    huggingface.save(decoder_lib.build(config, jax.random.key(3)), config, tmp_path / "one")
+    one = decoder_lib.build(config, jax.random.key(3))
+    huggingface.save(one, config, tmp_path / "one")
     with jax.set_mesh(sharding.make_mesh(MeshConfig(fsdp=8))):
-        huggingface.save(decoder_lib.build(config, jax.random.key(3)), config, tmp_path / "eight")
+        layout = decoder_lib.build(config, jax.random.key(3))
+        eight = jax.tree.map(lambda x, like: jax.device_put(np.asarray(x), like.sharding), one, layout)
+        huggingface.save(eight, config, tmp_path / "eight")
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "eight")]
     assert files[0] == files[1]
 
