@@ -34,7 +34,8 @@ make_environment() {
     fi
     echo "$extras: $stamp" >> "$venv/.installed"
   fi
-  export PATH="$PWD/$venv/bin:$PATH"
+  PATH="$(cd "$venv/bin" && pwd):$PATH"
+  export PATH
 }
 
 make_environment "$1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from davinci_jax.errors import ConfigError
 from davinci_jax.experiment import checks
 
 
@@ -37,6 +38,9 @@ class OptimizerConfig:
     def __post_init__(self):
         checks.one_of("optimizer", ("adamw", "muon"), name=self.name)
         checks.within("optimizer", 0, 1, beta1=self.beta1, beta2=self.beta2, muon_momentum=self.muon_momentum)
+        for name in ("beta1", "beta2", "muon_momentum"):
+            if getattr(self, name) == 1:
+                raise ConfigError(f"optimizer.{name}", 1, "never takes anything in", "give a number below 1")
         checks.within("optimizer", 0, 10, weight_decay=self.weight_decay)
         checks.positive(
             "optimizer", eps=self.eps, clip_norm=self.clip_norm, muon_steps=self.muon_steps, muon_rms=self.muon_rms

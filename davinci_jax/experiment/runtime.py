@@ -38,7 +38,8 @@ class EvaluationConfig:
     """Held-out loss and bits per byte per domain, inside the training loop.
 
     Attributes:
-      every_steps: interval in steps; 0 evaluates at the end of the run only.
+      every_steps: interval in steps; 0 evaluates at the ends of stages only, where it
+        always does.
       tokens: tokens per domain of one evaluation; rounded up to whole rows, at most what is held out.
     """
 
@@ -66,6 +67,13 @@ class CheckpointConfig:
 
     def __post_init__(self):
         checks.positive("checkpoint", **dataclasses.asdict(self))
+        if self.keep_last < 2:
+            raise ConfigError(
+                "checkpoint.keep_last",
+                self.keep_last,
+                "would leave no whole checkpoint while the next one is being finished",
+                "keep at least 2",
+            )
         if self.keep_every is not None and self.keep_every % self.every_steps:
             raise ConfigError(
                 "checkpoint.keep_every",

@@ -27,8 +27,9 @@ class Checkpoints:
       directory: the folder that holds one folder per step.
       config: what is kept.
 
-    On opening, steps whose save never finished are removed. A step that is damaged is renamed to `<step>.damaged`, so
-    that nothing is lost and the step can be saved again; `damaged` lists (step, what is wrong).
+    A step whose save never finished is removed. A step that is damaged is renamed to `<step>.damaged`, so that nothing
+    is lost and the step can be saved again; `damaged` lists (step, what is wrong). Only steps newer than the newest
+    whole one are looked at: checking is reading, and there may be terabytes.
     """
 
     def __init__(self, directory: str | pathlib.Path, config: CheckpointConfig):
@@ -39,7 +40,8 @@ class Checkpoints:
         self.damaged: list[tuple[int, str]] = []
         self._pending: threading.Thread | None = None
         self._failure: tuple[int, BaseException] | None = None
-        self._set_damaged_aside()
+        self._config, self._whole = config, set()
+        self._newest_whole()  # before Orbax lists the folder
         self._orbax = _open_orbax(self.directory, config)
 
     def steps(self) -> list[int]:
@@ -99,46 +101,42 @@ class Checkpoints:
             # A failed save is reported by Orbax once more on closing; `wait` has told it already.
             logging.getLogger(__name__).debug("closing after a failed save: %s", error)
 
-    def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Returns the newest whole state and its meta, or `None` if nothing was ever saved.
 
         Args:
           abstract: shapes, dtypes and shardings of the state to load into; the mesh may differ from the saved one.
-          step: load this step instead of the newest.
 
         Raises:
-          CheckpointError: every checkpoint is damaged, `step` is not there, or the arrays do not fit `abstract`.
+          CheckpointError: every checkpoint is damaged, now or when it was last looked at, or the arrays do not fit
+            `abstract`.
         """
-        steps = self.steps()
-        if step is not None and step not in steps:
-            raise CheckpointError(
-                str(self.directory), step, "has no whole checkpoint of this step", f"choose one of {steps}"
-            )
-        for candidate in [step] if step is not None else reversed(steps):
-            loaded = self._load(candidate, abstract)
-            if loaded is not None:
-                return loaded
-        if self.damaged:
-            what = ", ".join(f"step {bad}: {why}" for bad, why in self.damaged)
+        while (step := self._newest_whole()) is not None:
+            state, meta, why = self._load(step, abstract)
+            if _all_hosts(why is None):
+                return state, meta
+            self._close_orbax()
+            self._set_aside(step, why or "damaged on another host")
+            self._orbax = _open_orbax(self.directory, self._config)
+        aside = sorted(path.name for path in self.directory.glob("*.damaged*"))
+        if aside:
+            what = "; ".join(f"step {bad}: {why}" for bad, why in self.damaged) or ", ".join(aside)
             raise CheckpointError(
                 str(self.directory),
                 None,
                 f"holds no whole checkpoint ({what})",
-                "restore one from a copy, or move the folder away to start anew",
+                "bring one back from a copy, or remove the damaged ones to start anew",
             )
         return None
 
-    def _load(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def _load(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any], str | None]:
+        """Returns the state, its meta, and what is wrong with it, if anything."""
         self._check_fits(step, abstract)
         meta = read_meta(self.directory / str(step))
-        arrays = self._orbax.load(step, nested(abstract))
-        state = unnested(abstract, arrays)
+        state = unnested(abstract, self._orbax.load(step, nested(abstract)))
         loaded = fingerprint(state)
         wrong = [name for name, value in meta["fingerprint"].items() if loaded.get(name) != value]
-        if not wrong:
-            return state, meta
-        self.damaged.append((step, f"array {wrong[0]} is not what was saved"))
-        return None
+        return state, meta, f"array {wrong[0]} is not what was saved" if wrong else None
 
     def _check_fits(self, step: int, abstract: TrainState) -> None:
         """Raises with the names that differ; Orbax casts dtypes silently and reports shapes in riddles."""
@@ -158,22 +156,34 @@ class Checkpoints:
                 "use the experiment.json of the run that wrote it",
             )
 
-    def _set_damaged_aside(self) -> None:
-        """Removes unfinished steps and renames damaged ones, all hosts agreeing, before Orbax lists the folder."""
-        for step in steps_on_disk(self.directory):
+    def _newest_whole(self) -> int | None:
+        """Returns the newest step that is whole on all hosts; those above it are set aside or removed."""
+        for step in reversed(steps_on_disk(self.directory)):
             folder = self.directory / str(step)
-            sealed = is_sealed(folder)
-            why = find_damage(folder) if sealed else "unfinished"
-            if _all_hosts(why is None):
+            if step in self._whole:
+                return step
+            if not _all_hosts(is_sealed(folder)):
+                self._set_aside(step, None)
                 continue
-            if sealed:
-                self.damaged.append((step, why or "damaged on another host"))
-            if jax.process_index() == 0:
-                if sealed:
-                    folder.rename(_free_name(folder.with_suffix(".damaged")))
-                else:
-                    shutil.rmtree(folder)
-        _all_hosts(True)  # nobody lists the folder before host 0 has cleared it
+            why = find_damage(folder)
+            if _all_hosts(why is None):
+                self._whole.add(step)
+                return step
+            self._set_aside(step, why or "damaged on another host")
+        return None
+
+    def _set_aside(self, step: int, why: str | None) -> None:
+        """Renames a damaged step, or removes one that was never finished (`why` is `None`); all hosts wait for it."""
+        folder = self.directory / str(step)
+        self._whole.discard(step)
+        if why is not None:
+            self.damaged.append((step, why))
+        if jax.process_index() == 0:
+            if why is None:
+                shutil.rmtree(folder)
+            else:
+                folder.rename(_free_name(folder.with_suffix(".damaged")))
+        _all_hosts(True)
 
     def _write_error(self, step: int, error: BaseException) -> CheckpointError:
         whole = self.steps()

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 
 import numpy as np
+from jax.sharding import Mesh
 
 from davinci_jax.curriculum.budget import make_budget, mixture_index
 from davinci_jax.curriculum.shares import stage_shares
@@ -87,7 +88,9 @@ def open_inputs(experiment: Experiment, layout: BatchLayout) -> Inputs:
         prefetch=data.prefetch,
     )
     fingerprints = {data.sources[reader.source].name: reader.shards.fingerprint for reader in rows if reader}
-    return Inputs(tokenizer, timeline, rows, index, loader, open_heldout(experiment, layout, tokenizer), fingerprints)
+    return Inputs(
+        tokenizer, timeline, rows, index, loader, open_heldout(experiment, layout.mesh, tokenizer), fingerprints
+    )
 
 
 def open_tokenizer(experiment: Experiment) -> Tokenizer:
@@ -116,7 +119,7 @@ def open_all_rows(experiment: Experiment, split: str, tokenizer: Tokenizer) -> t
     return rows
 
 
-def open_heldout(experiment: Experiment, layout: BatchLayout, tokenizer: Tokenizer | None = None) -> Heldout:
+def open_heldout(experiment: Experiment, mesh: Mesh, tokenizer: Tokenizer | None = None) -> Heldout:
     """Returns the evaluation on the held-out splits of all sources that a stage draws from."""
     tokenizer = tokenizer or open_tokenizer(experiment)
-    return Heldout(experiment, open_all_rows(experiment, "heldout", tokenizer), tokenizer, layout.mesh)
+    return Heldout(experiment, open_all_rows(experiment, "heldout", tokenizer), tokenizer, mesh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import types
 
@@ -19,7 +20,9 @@ class StopRequest:
         self._old: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # With several hosts JAX listens for SIGTERM, so that all hosts stop at the same step; it must stay in place.
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+        for number in numbers:
             self._old[number] = signal.signal(number, self._handle)
         return self
 
@@ -31,6 +34,8 @@ class StopRequest:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def now(self, step: int) -> bool:
         """Whether to stop after `step`; every host gets the same answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from davinci_jax.data.batch import Batch
-from davinci_jax.errors import TrainingError
+from davinci_jax.errors import CheckpointError, TrainingError
 from davinci_jax.experiment import Experiment
 from davinci_jax.sharding import make_mesh
 from davinci_jax.training.checkpoint import Checkpoints
@@ -21,7 +22,7 @@ from davinci_jax.training.inputs import Inputs, open_inputs
 from davinci_jax.training.interrupt import StopRequest
 from davinci_jax.training.layout import BatchLayout, batch_layout
 from davinci_jax.training.monitor import Monitor
-from davinci_jax.training.run_directory import open_run_directory, record_curriculum
+from davinci_jax.training.run_directory import lock, open_run_directory, record_curriculum
 from davinci_jax.training.state import TrainState, abstract_state, init_state, make_optimizer
 from davinci_jax.training.step import make_step
 from davinci_jax.training.watchdog import Watchdog
@@ -43,18 +44,25 @@ def train(experiment: Experiment) -> Outcome:
       UserError: anything that the user can mend; the run directory is left so that the same command continues it.
     """
     mesh = make_mesh(experiment.mesh)
-    with jax.set_mesh(mesh):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
         layout = batch_layout(experiment, mesh)
         inputs = open_inputs(experiment, layout)
         directory = open_run_directory(experiment)
+        stack.enter_context(lock(directory))
         record_curriculum(directory, experiment, inputs.timeline)
         checkpoints = Checkpoints(directory / "checkpoints", experiment.checkpoint)
         try:
             with Monitor(experiment, inputs.timeline, directory) as monitor, StopRequest() as stop:
-                return _Run(experiment, layout, inputs, checkpoints, monitor, stop, directory).go()
+                outcome = _Run(experiment, layout, inputs, checkpoints, monitor, stop, directory).go()
+        except BaseException:
+            with contextlib.suppress(CheckpointError):  # a save that failed too must not hide what happened first
+                checkpoints.close()
+            raise
         finally:
             inputs.close()
-            checkpoints.close()
+        checkpoints.close()
+        return outcome
 
 
 class _Run:
@@ -70,10 +78,16 @@ class _Run:
         self.heldout = inputs.heldout
         self.watchdog = Watchdog(experiment.run.watchdog_seconds)
         self.last_saved = self.last_evaluated = -1
-        self._unread: tuple[int, Batch, Any] | None = None
+        self._unread: tuple[int, Any] | None = None
 
     def go(self) -> Outcome:
         """Runs steps until the end of the table or a stop; always leaves a checkpoint of where it stopped."""
+        try:
+            return self._go()
+        finally:
+            self.watchdog.pause()
+
+    def _go(self) -> Outcome:
         state = self._first_state()
         first, last = int(state.step), self.inputs.timeline.num_steps
         if first < last:
@@ -113,7 +127,7 @@ class _Run:
                 step_function = self._compile(state, *arguments)
             state, metrics = step_function(state, *arguments)
             self._read_metrics()
-            self._unread = (step, batch, metrics)
+            self._unread = (step, metrics)
             self._after(step + 1, state)
             self.watchdog.beat()
             if self.stop.now(step + 1):
@@ -121,7 +135,6 @@ class _Run:
             waited = time.perf_counter()
         self._read_metrics()
         self.monitor.flush()
-        self.watchdog.pause()
         return state
 
     def _compile(self, state: TrainState, batch: Batch, num_micro: jax.Array) -> Any:
@@ -149,24 +162,27 @@ class _Run:
         """Fetches the metrics of the step before, one step late, so that the devices never wait for the host."""
         if self._unread is None:
             return
-        (step, batch, metrics), self._unread = self._unread, None
+        (step, metrics), self._unread = self._unread, None
         metrics = jax.tree.map(np.asarray, metrics)
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            self._stop_on_non_finite(step, batch, metrics)
+        for name in ("loss", "grad_norm", "param_norm"):
+            if not math.isfinite(metrics[name]):
+                self._stop_on_non_finite(step, name, float(metrics[name]))
         self.monitor.step(step, metrics)
 
-    def _stop_on_non_finite(self, step: int, batch: Batch, metrics: dict[str, np.ndarray]) -> None:
+    def _stop_on_non_finite(self, step: int, name: str, value: float) -> None:
         info = self.inputs.timeline.at(step)
         stage = self.experiment.curriculum[info.stage].name
-        name = "loss" if not math.isfinite(metrics["loss"]) else "gradient norm"
         whole = self.checkpoints.steps()
+        self.monitor.flush()
+        self.monitor.non_finite(step + 1, name)
         raise TrainingError(
-            name, float(metrics["loss" if name == "loss" else "grad_norm"]),
+            name,
+            value,
             f"is not finite at step {step + 1} (stage {stage}, sequences {info.first_sequence} to "
             f"{info.first_sequence + info.batch_size - 1}, learning rate {info.learning_rate:.3g})",
             f"see its documents with `davinci trace {self.directory} --step {step + 1}`; "
             + (f"the checkpoint of step {whole[-1]} is whole" if whole else "no checkpoint was written yet"),
-        )  # fmt: skip
+        )
 
     def _evaluate(self, state: TrainState) -> None:
         self._read_metrics()

@@ -145,6 +145,10 @@ class Monitor:
         """Tells that a checkpoint was damaged and set aside."""
         self._tell("damaged_checkpoint", step, f"checkpoint of step {step:,} is damaged and set aside: {why}", why=why)
 
+    def non_finite(self, done: int, name: str) -> None:
+        """Tells that a quantity of step `done` is not finite; the run ends."""
+        self._tell("non_finite", done, f"{name} is not finite at step {done:,}", quantity=name)
+
     def finish(self, done: int, stopped_by: str | None) -> None:
         """Tells how the run ended and where its results lie."""
         if self._silent:

@@ -24,7 +24,7 @@ def evaluate_run(experiment: Experiment, step: int | None) -> tuple[dict[str, An
     """Evaluates a checkpoint on the held-out documents; returns the result and the file it was written to."""
     mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
-        heldout = open_heldout(experiment, batch_layout(experiment, mesh))
+        heldout = open_heldout(experiment, mesh)
         model, step = load_model(experiment, step)
         result = heldout.evaluate(model)
     if result is None:
@@ -59,6 +59,7 @@ def import_run(experiment: Experiment, folder: pathlib.Path) -> pathlib.Path:
     mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
         inputs = open_inputs(experiment, batch_layout(experiment, mesh))
+        model = huggingface.load_weights(experiment.model, folder)  # before anything is made: it may be damaged
         directory = open_run_directory(experiment)
         checkpoints = Checkpoints(directory / "checkpoints", experiment.checkpoint)
         try:
@@ -69,10 +70,9 @@ def import_run(experiment: Experiment, folder: pathlib.Path) -> pathlib.Path:
                     f"has checkpoints of steps {checkpoints.steps()} already",
                     "give the run another run.directory",
                 )
-            model = huggingface.load_weights(experiment.model, folder)
             optimizer = make_optimizer(experiment, inputs.timeline)
             state = TrainState(jnp.zeros((), jnp.int32), model, jax.jit(optimizer.init)(model))
-            checkpoints.save(state, {"shards": inputs.shard_fingerprints, "weights": str(folder.name)})
+            checkpoints.save(state, {"shards": inputs.shard_fingerprints})
         finally:
             inputs.close()
             checkpoints.close()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
+
+import jax
 
 from davinci_jax.curriculum.timeline import Timeline
 from davinci_jax.errors import CheckpointError
-from davinci_jax.experiment import Experiment, fingerprint, from_json, identity, to_dict, to_json
+from davinci_jax.experiment import Experiment, fingerprint, identity, load_config, to_dict, to_json
 from davinci_jax.files import write_atomically
+from davinci_jax.training.distributed import on_first_host
 
 
 def open_run_directory(experiment: Experiment) -> pathlib.Path:
@@ -19,10 +25,15 @@ def open_run_directory(experiment: Experiment) -> pathlib.Path:
       CheckpointError: the directory belongs to an experiment that computes something else; says what differs.
     """
     directory = pathlib.Path(experiment.run.path)
+    on_first_host(lambda: _open(directory, experiment))
+    return directory
+
+
+def _open(directory: pathlib.Path, experiment: Experiment) -> None:
     file = directory / "experiment.json"
     if file.is_file():
-        check_same(from_json(file.read_text(), str(file)), experiment, directory)
-    elif directory.is_dir() and any(directory.iterdir()):
+        check_same(load_config(str(file)), experiment, directory)
+    elif directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir()):
         raise CheckpointError(
             str(directory),
             None,
@@ -31,7 +42,28 @@ def open_run_directory(experiment: Experiment) -> pathlib.Path:
         )
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(file, to_json(experiment))
-    return directory
+
+
+@contextlib.contextmanager
+def lock(directory: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from training in the run directory; only the first host holds the lock.
+
+    Raises:
+      CheckpointError: another process is training there.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def take() -> None:
+            file = stack.enter_context((directory / ".lock").open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise CheckpointError(
+                    str(directory), None, "is being trained by another process", "wait for it or stop it"
+                ) from error
+
+        on_first_host(take)
+        yield
 
 
 def check_same(old: Experiment, new: Experiment, directory: pathlib.Path) -> None:
@@ -53,7 +85,7 @@ def check_same(old: Experiment, new: Experiment, directory: pathlib.Path) -> Non
 def record_curriculum(directory: pathlib.Path, experiment: Experiment, timeline: Timeline) -> None:
     """Writes the decisions that the run starts with to curriculum.jsonl, once; later ones are appended."""
     file = directory / "curriculum.jsonl"
-    if file.is_file():
+    if file.is_file() or jax.process_index():
         return
     lines = [
         {"decision": "planned", "first_step": timeline.steps_of(n).start, "stage": to_dict(stage)}

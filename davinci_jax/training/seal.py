@@ -36,7 +36,10 @@ def write_seal(folder: pathlib.Path, meta: dict[str, Any]) -> None:
 
 def is_sealed(folder: pathlib.Path) -> bool:
     """Whether every host has sealed the step."""
-    matches = [match for match in map(_NAME.fullmatch, os.listdir(folder)) if match]
+    try:
+        matches = [match for match in map(_NAME.fullmatch, os.listdir(folder)) if match]
+    except FileNotFoundError:  # a run that goes on has just removed the step
+        return False
     return bool(matches) and len(matches) == int(matches[0][2])
 
 

@@ -129,15 +129,17 @@ def test_an_array_that_is_not_what_was_saved_is_noticed(folder, monkeypatch):
 
     def flipping(step, wanted):
         nested = load(step, wanted)
-        if step == 10:
-            nested["model"]["b"] = nested["model"]["b"] + jnp.float32(1e-6)
+        nested["model"]["b"] = nested["model"]["b"] + jnp.float32(1e-6)
         return nested
 
     monkeypatch.setattr(checkpoints._orbax, "load", flipping)
     _, meta = checkpoints.restore(abstract(make_state(0)))
-    checkpoints.close()
     assert meta["step"] == 5
     assert "model" in checkpoints.damaged[0][1]
+    assert (folder / "10.damaged").is_dir()
+    checkpoints.save(make_state(10), {})  # the run reaches the step again
+    checkpoints.close()
+    assert reopen(folder)[1] == 10
 
 
 def test_a_save_that_never_finished_does_not_count(folder):
@@ -150,10 +152,11 @@ def test_a_save_that_never_finished_does_not_count(folder):
 def test_all_damaged_is_an_error_and_no_fresh_start(folder):
     for step in (5, 10):
         (folder / str(step) / "_CHECKPOINT_METADATA").write_text("{}")
-    checkpoints = Checkpoints(folder, CONFIG)
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint \(step 5: .*step 10: "):
-        checkpoints.restore(abstract(make_state(0)))
-    checkpoints.close()
+    for what in (r"step 10: .*step 5: ", r"10\.damaged, 5\.damaged"):  # and not at the second start either
+        checkpoints = Checkpoints(folder, CONFIG)
+        with pytest.raises(CheckpointError, match=rf"no whole checkpoint \({what}"):
+            checkpoints.restore(abstract(make_state(0)))
+        checkpoints.close()
 
 
 def test_a_damaged_step_can_be_saved_again(folder):
