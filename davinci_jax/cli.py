@@ -11,7 +11,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-from davinci_jax.errors import UserError
+from davinci_jax.errors import ConfigError, UserError
 from davinci_jax.experiment import Experiment, apply_overrides, load_config
 
 # Modules that load JAX are imported by the verbs that need them, so that `davinci --help` answers at once.
@@ -24,6 +24,8 @@ def plan(args: argparse.Namespace) -> None:
     from davinci_jax.training.plan import make_plan
     from davinci_jax.training.plan_view import show_plan
 
+    if args.devices is not None and args.devices < 1:
+        raise ConfigError("--devices", args.devices, "is no number of devices", "give 1 or more")
     result = make_plan(_experiment(args), num_devices=args.devices)
     if args.json:
         print(json.dumps(result, indent=2))

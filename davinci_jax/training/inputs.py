@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
@@ -12,7 +13,6 @@ from davinci_jax.curriculum.budget import make_budget, mixture_index
 from davinci_jax.curriculum.shares import stage_shares
 from davinci_jax.curriculum.timeline import Timeline
 from davinci_jax.data.loader import TrainLoader
-from davinci_jax.data.mixture import MixtureIndex
 from davinci_jax.data.rows import Rows, open_rows
 from davinci_jax.data.tokenizer import Tokenizer, load_tokenizer
 from davinci_jax.errors import CheckpointError, DataError
@@ -26,37 +26,39 @@ class Inputs:
     """Everything that a run reads.
 
     Attributes:
-      tokenizer: of the shards.
       timeline: the compiled curriculum.
       rows: training rows of each source, in config order; `None` for a source that no stage draws from.
-      index: global sequence -> (source, epoch, row).
       loader: gives the batches of every step.
       heldout: evaluates on the held-out split.
-      shard_fingerprints: source -> fingerprint of its shard set, kept in every checkpoint.
     """
 
-    tokenizer: Tokenizer
     timeline: Timeline
     rows: tuple[Rows | None, ...]
-    index: MixtureIndex
     loader: TrainLoader
     heldout: Heldout
-    shard_fingerprints: dict[str, str]
-
-    def check_unchanged(self, saved: dict[str, str], directory: pathlib.Path) -> None:
-        """Raises `CheckpointError` unless the shards are those that the run was trained on so far."""
-        changed = [name for name, value in saved.items() if self.shard_fingerprints.get(name) != value]
-        if changed:
-            raise CheckpointError(
-                str(directory),
-                None,
-                f"was trained on other shards of {', '.join(changed)}, so its data order cannot be continued",
-                "bring back the shard sets it was started with, or start another run",
-            )
 
     def close(self) -> None:
         """Stops the loader."""
         self.loader.close()
+
+
+def check_unchanged(rows: Sequence[Rows | None], experiment: Experiment, saved: Mapping[str, str]) -> None:
+    """Raises `CheckpointError` unless the shards are those of a run so far, source -> fingerprint in `saved`."""
+    now = shard_fingerprints(rows, experiment)
+    changed = [name for name, value in saved.items() if now.get(name) != value]
+    if changed:
+        raise CheckpointError(
+            experiment.run.path,
+            None,
+            f"was trained on other shards of {', '.join(changed)}, so its data order cannot be continued or traced",
+            "bring back the shard sets it was started with, or start another run",
+        )
+
+
+def shard_fingerprints(rows: Sequence[Rows | None], experiment: Experiment) -> dict[str, str]:
+    """Returns source -> fingerprint of its shard set, for the sources that a stage draws from."""
+    sources = experiment.data.sources
+    return {sources[reader.source].name: reader.shards.fingerprint for reader in rows if reader is not None}
 
 
 def tokenizer_path(experiment: Experiment) -> pathlib.Path:
@@ -87,10 +89,7 @@ def open_inputs(experiment: Experiment, layout: BatchLayout) -> Inputs:
         workers=data.workers,
         prefetch=data.prefetch,
     )
-    fingerprints = {data.sources[reader.source].name: reader.shards.fingerprint for reader in rows if reader}
-    return Inputs(
-        tokenizer, timeline, rows, index, loader, open_heldout(experiment, layout.mesh, tokenizer), fingerprints
-    )
+    return Inputs(timeline, rows, loader, open_heldout(experiment, layout.mesh, tokenizer))
 
 
 def open_tokenizer(experiment: Experiment) -> Tokenizer:

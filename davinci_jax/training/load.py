@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import pathlib
+from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -42,6 +43,13 @@ def load_model(experiment: Experiment, step: int | None = None) -> tuple[Decoder
         problems.append(f"step {candidate}: {problem}")
         logging.getLogger(__name__).warning("checkpoint of %s", problems[-1])
     raise CheckpointError(str(folder), step, f"is damaged ({'; '.join(problems)})", "use another step or a copy")
+
+
+def sealed_meta(experiment: Experiment) -> dict[str, Any] | None:
+    """Returns what lies beside the arrays of the newest finished checkpoint, or `None` if there is none."""
+    folder = pathlib.Path(experiment.run.path) / "checkpoints"
+    steps = [step for step in (steps_on_disk(folder) if folder.is_dir() else []) if is_sealed(folder / str(step))]
+    return read_meta(folder / str(steps[-1])) if steps else None
 
 
 def _load(folder: pathlib.Path, config: ModelConfig) -> tuple[Decoder, str | None]:

@@ -18,7 +18,7 @@ from davinci_jax.errors import CheckpointError, TrainingError
 from davinci_jax.experiment import Experiment
 from davinci_jax.sharding import make_mesh
 from davinci_jax.training.checkpoint import Checkpoints
-from davinci_jax.training.inputs import Inputs, open_inputs
+from davinci_jax.training.inputs import Inputs, check_unchanged, open_inputs, shard_fingerprints
 from davinci_jax.training.interrupt import StopRequest
 from davinci_jax.training.layout import BatchLayout, batch_layout
 from davinci_jax.training.monitor import Monitor
@@ -112,7 +112,7 @@ class _Run:
             state, first = init_state(config, self.optimizer, seed), 0
         else:
             state, meta = restored
-            self.inputs.check_unchanged(meta["shards"], self.directory)
+            check_unchanged(self.inputs.rows, self.experiment, meta["shards"])
             first = self.last_saved = int(meta["step"])
         self.monitor.start(first, self.layout)
         return state
@@ -172,6 +172,8 @@ class _Run:
     def _stop_on_non_finite(self, step: int, name: str, value: float) -> None:
         info = self.inputs.timeline.at(step)
         stage = self.experiment.curriculum[info.stage].name
+        with contextlib.suppress(CheckpointError):
+            self.checkpoints.wait()
         whole = self.checkpoints.steps()
         self.monitor.flush()
         self.monitor.non_finite(step + 1, name)
@@ -198,6 +200,6 @@ class _Run:
         self._read_metrics()  # a state that is not finite is never saved
         with self.monitor.paused():
             self.watchdog.pause()
-            meta = {"shards": self.inputs.shard_fingerprints}
+            meta = {"shards": shard_fingerprints(self.inputs.rows, self.experiment)}
             self.last_saved = self.checkpoints.save(state, meta)
             self.monitor.checkpoint(self.last_saved)

@@ -13,7 +13,7 @@ from davinci_jax.experiment import Experiment, to_dict
 from davinci_jax.models import huggingface
 from davinci_jax.sharding import make_mesh
 from davinci_jax.training.checkpoint import Checkpoints
-from davinci_jax.training.inputs import open_heldout, open_inputs, tokenizer_path
+from davinci_jax.training.inputs import open_heldout, open_inputs, shard_fingerprints, tokenizer_path
 from davinci_jax.training.layout import batch_layout
 from davinci_jax.training.load import load_model
 from davinci_jax.training.run_directory import open_run_directory, write_evaluation
@@ -72,7 +72,7 @@ def import_run(experiment: Experiment, folder: pathlib.Path) -> pathlib.Path:
                 )
             optimizer = make_optimizer(experiment, inputs.timeline)
             state = TrainState(jnp.zeros((), jnp.int32), model, jax.jit(optimizer.init)(model))
-            checkpoints.save(state, {"shards": inputs.shard_fingerprints})
+            checkpoints.save(state, {"shards": shard_fingerprints(inputs.rows, experiment)})
         finally:
             inputs.close()
             checkpoints.close()

@@ -14,7 +14,8 @@ from davinci_jax.curriculum.timeline import Timeline
 from davinci_jax.data.lineage import trace
 from davinci_jax.errors import ConfigError
 from davinci_jax.experiment import Experiment
-from davinci_jax.training.inputs import open_all_rows, open_tokenizer
+from davinci_jax.training.inputs import check_unchanged, open_all_rows, open_tokenizer
+from davinci_jax.training.load import sealed_meta
 
 
 def trace_step(experiment: Experiment, step: int) -> list[dict[str, Any]]:
@@ -33,6 +34,9 @@ def trace_step(experiment: Experiment, step: int) -> list[dict[str, Any]]:
     if not 1 <= step <= timeline.num_steps:
         raise ConfigError("--step", step, "is outside the run", f"give a step from 1 to {timeline.num_steps}")
     rows = open_all_rows(experiment, "train", open_tokenizer(experiment))
+    saved = sealed_meta(experiment)
+    if saved is not None:
+        check_unchanged(rows, experiment, saved["shards"])
     index = mixture_index(experiment, timeline, [reader.num_rows if reader else 0 for reader in rows])
     info = timeline.at(step - 1)
     sequences = np.arange(info.first_sequence, info.first_sequence + info.batch_size)

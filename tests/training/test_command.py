@@ -1,6 +1,7 @@
 """The verbs on a finished run, and one clear line with exit code 2 for what a user can mend."""
 
 import dataclasses
+import fcntl
 import json
 import pathlib
 import resource
@@ -248,6 +249,43 @@ def test_resuming_on_other_shards(finished, tmp_path, capsys):
     assert "was trained on other shards of code" in fails(capsys, "train", config)
 
 
+def test_a_loss_that_is_not_finite_names_step_and_batch(copied, capsys):
+    """A learning rate of 1e30 makes the parameters infinite; nothing of that is saved."""
+    root, experiment = copied
+    config = tiny_run.write_config(experiment, root / "config.json")
+    line = fails(
+        capsys, "train", config, "curriculum.1-2.learning_rate.peak=1e30", "curriculum.1-2.learning_rate.final=1e30"
+    )
+    # 6 steps of stage 1-1 on 2 x 8 + 4 x 16 sequences come before it.
+    assert "is not finite at step 7 (stage 1-2, sequences 80 to 95" in line or "at step 8 (stage 1-2" in line
+    assert "davinci trace" in line
+    assert "the checkpoint of step 6 is whole" in line
+    assert max(int(path.name) for path in (root / "run" / "checkpoints").iterdir()) == 6
+    metrics = (root / "run" / "metrics.jsonl").read_text()
+    assert '"non_finite"' in metrics
+
+
+def test_two_processes_never_train_in_one_directory(copied, capsys):
+    root, experiment = copied
+    config = tiny_run.write_config(experiment, root / "config.json")
+    (root / "run").mkdir()
+    with (root / "run" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "is being trained by another process" in fails(capsys, "train", config)
+    succeeds(capsys, "train", config)
+
+
+def test_trace_refuses_other_shards_than_the_run_saw(finished, tmp_path, capsys):
+    root = tmp_path / "copy"
+    shutil.copytree(finished, root)
+    shutil.rmtree(root / "data" / "code")
+    documents = root / "data" / "documents" / "code" / "part.jsonl"
+    documents.write_text("".join(documents.read_text().splitlines(keepends=True)[:250]))
+    config = tiny_run.write_config(tiny_run.make_experiment(root), root / "config.json")
+    succeeds(capsys, "shard", config)
+    assert "was trained on other shards of code" in fails(capsys, "trace", config, "--step", 5)
+
+
 def test_disk_full_while_saving(copied, capsys):
     """The limit on file sizes stands for a full disk: only the arrays of a checkpoint are larger."""
     root, experiment = copied
@@ -291,6 +329,7 @@ def test_documents_that_are_no_text_are_counted_and_left_out(copied, capsys):
         (("generate", "{root}/run", "--prompt", "abc", "--max-new-tokens", "999"), "more than the 64 positions"),
         (("report", "{root}/data"), "experiment.json"),
         (("shard", "{config}", "--source", "cod"), "did you mean 'code'"),
+        (("plan", "{config}", "--devices", "0"), "--devices = 0"),
         (("convert", "to-hf", "{root}/run", "{root}/data"), "is not an empty folder"),
     ],
 )

@@ -133,21 +133,34 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(base, tmp_path):
     assert fingerprint(directory) == fingerprint(root / "run")
 
 
-def test_two_hosts_train_what_one_does(base, tmp_path):
-    """Two processes of four devices each, joined on this machine, against one of eight."""
-    root, _ = base
-    config, directory = another(base, tmp_path)
+def start_two_hosts(config) -> list[subprocess.Popen]:
+    """Two processes of four devices each, joined on this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     shared = {**os.environ, "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "4"}
-    hosts = [
+    return [
         subprocess.Popen(
             tiny_run.command("train", config), env={**shared, "JAX_PROCESS_ID": str(n)}, stdout=subprocess.DEVNULL
         )
         for n in range(2)
     ]
+
+
+def test_two_hosts_stop_together_and_train_what_one_does(base, tmp_path):
+    """SIGTERM to one of them ends both after the same step with a checkpoint; started again, they finish."""
+    root, _ = base
+    config, directory = another(base, tmp_path)
+    hosts = start_two_hosts(config)
+    deadline = time.monotonic() + 240
+    while not logged(directory, 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    hosts[1].send_signal(signal.SIGTERM)
     assert [host.wait(timeout=240) for host in hosts] == [0, 0]
+    stopped = max(int(name) for name in os.listdir(directory / "checkpoints") if name.isdigit())
+    assert 3 <= stopped < LAST
+    assert [host.wait(timeout=240) for host in start_two_hosts(config)] == [0, 0]
     one, two = losses(root / "run"), losses(directory)
     assert one.keys() == two.keys()
     assert all(abs(one[step] - two[step]) < 1e-4 * one[step] for step in one)
