@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change lands: style, then the tests (all but those that need torch).
 # Usage: bash launch/test.sh [fast | parity]
-#   fast    the subset that takes under a minute
+#   fast    the subset that takes about a minute
 #   parity  recomputes the recorded references with torch and transformers (installs them)
 
 extras=test

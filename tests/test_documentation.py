@@ -18,6 +18,14 @@ def test_the_readme_example_runs():
     assert names["updates"]["w"].shape == (64, 32)
 
 
+def test_the_recipe_of_the_data_page_describes_a_run():
+    from davinci_jax.experiment import Experiment
+
+    names = {}
+    exec(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.S)[0], names)
+    assert isinstance(names["config"](), Experiment)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding, PartitionSpec
 
 MASKED = -1e30  # not -inf: inf - inf in a softmax is NaN
 RESIDUAL = "attention_out"  # name of what a remat policy may keep, so that the backward pass need not run forward
@@ -28,8 +29,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) 
       [B, T, H, K] in the dtype of `q`.
     """
     batch, length, heads, size = q.shape
-    groups = k.shape[2]
-    q_bgrtk = q.reshape(batch, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
+    q_bgrtk = _split_heads(q, k.shape[2]).transpose(0, 2, 3, 1, 4)
     out_bgrtk = _attention(q_bgrtk, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), segment_ids)
     return out_bgrtk.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
 
@@ -47,11 +47,22 @@ def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) 
       [B, T, H, K] in the dtype of `q`.
     """
     batch, length, heads, size = q.shape
-    q_btgrk = q.reshape(batch, length, k.shape[2], heads // k.shape[2], size)
+    q_btgrk = _split_heads(q, k.shape[2])
     scores = jnp.einsum("btgrk,bsgk->bgrts", q_btgrk, k, preferred_element_type=jnp.float32) * size**-0.5
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
     out = jnp.einsum("bgrts,bsgk->btgrk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return out.reshape(batch, length, heads, size).astype(q.dtype)
+
+
+def _split_heads(q: jax.Array, groups: int) -> jax.Array:
+    """[B, T, H, K] -> [B, T, G, H / G, K], divided over the groups as the key and value heads are."""
+    batch, length, heads, size = q.shape
+    shape, sharding = (batch, length, groups, heads // groups, size), jax.typeof(q).sharding
+    if sharding.mesh.empty:
+        return q.reshape(shape)
+    # Left to itself, a single group would hand its mesh axis on to the query heads, where the keys have none.
+    b, t, h, k = (*sharding.spec, None, None, None, None)[:4]
+    return jax.lax.reshape(q, shape, out_sharding=NamedSharding(sharding.mesh, PartitionSpec(b, t, h, None, k)))
 
 
 def _chunks(length: int) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from davinci_jax.curriculum.timeline import Timeline
-from davinci_jax.errors import CheckpointError
+from davinci_jax.errors import CheckpointError, ConfigError
 from davinci_jax.experiment import Experiment, fingerprint, identity, load_config, to_dict, to_json
 from davinci_jax.files import write_atomically
 from davinci_jax.training.distributed import on_first_host
@@ -40,7 +40,10 @@ def _open(directory: pathlib.Path, experiment: Experiment) -> None:
             "is not empty and holds no experiment.json",
             "choose another run.directory or empty it",
         )
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        raise ConfigError("run.directory", str(directory), "cannot be made", "name another folder") from error
     write_atomically(file, to_json(experiment))
 
 

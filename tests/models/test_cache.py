@@ -1,5 +1,7 @@
 """Decoding token by token equals the forward pass over the whole sequence."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,14 +28,17 @@ CONFIG = ModelConfig(
 )
 
 
-@pytest.mark.parametrize("num_devices", [1, 4])
-@pytest.mark.parametrize("pieces", [(6, 1, 1, 1, 1), (1,) * 10, (4, 3, 3)])
-def test_decoding_equals_the_forward_pass(num_devices, pieces):
-    """Rows of ragged length, padded on the left, prompt in one piece or in several."""
+@pytest.mark.parametrize(
+    ("num_devices", "pieces", "num_kv_heads"),
+    [(1, (6, 1, 1, 1, 1), 2), (1, (1,) * 10, 4), (1, (4, 3, 3), 1), (4, (6, 1, 1, 1, 1), 2), (4, (4, 3, 3), 1)],
+)
+def test_decoding_equals_the_forward_pass(num_devices, pieces, num_kv_heads):
+    """Rows of ragged length, padded on the left, prompt in one piece or in several; every kind of head sharing."""
+    config = dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads)
     tokens = np.random.default_rng(0).integers(0, 64, (4, 10))
     padding = np.array([0, 3, 0, 1])
     with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:num_devices])):
-        model = decoders.build(CONFIG, jax.random.key(0))
+        model = decoders.build(config, jax.random.key(0))
 
         def place(x):
             return jax.device_put(jnp.asarray(x, jnp.int32), sharding.spec("batch", None))
@@ -41,7 +46,7 @@ def test_decoding_equals_the_forward_pass(num_devices, pieces):
         positions = np.maximum(np.arange(10) - padding[:, None], 0)
         segments = np.arange(10) >= padding[:, None]
         want = np.asarray(jax.jit(model.logits)(place(tokens), place(segments), place(positions)))
-        cache, step = caches.init_cache(CONFIG, 4, 13, padding), jax.jit(caches.decode, donate_argnums=1)
+        cache, step = caches.init_cache(config, 4, 13, padding), jax.jit(caches.decode, donate_argnums=1)
         stop = 0
         for piece in pieces:
             start, stop = stop, stop + piece

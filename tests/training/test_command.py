@@ -330,6 +330,8 @@ def test_documents_that_are_no_text_are_counted_and_left_out(copied, capsys):
         (("report", "{root}/data"), "experiment.json"),
         (("shard", "{config}", "--source", "cod"), "did you mean 'code'"),
         (("plan", "{config}", "--devices", "0"), "--devices = 0"),
+        (("train", "{config}", "run.directory={config}"), "run.directory"),
+        (("train", "{config}", "run.directory=/proc/none/run"), "cannot be made"),
         (("convert", "to-hf", "{root}/run", "{root}/data"), "is not an empty folder"),
     ],
 )
