@@ -108,7 +108,8 @@ def open_rows(data: DataConfig, source: int, split: str = "train") -> Rows:
             f"make it with `davinci shard CONFIG --source {config.name}`, or name its folder in `path`",
         )
     shards = ShardSet(folder, split)
-    arguments = (shards, data.sequence_length, source, config.loss == "answers")
+    # Held-out figures cover every token, so that runs which mask questions and runs which do not can be compared.
+    arguments = (shards, data.sequence_length, source, config.loss == "answers" and split == "train")
     if data.packing == "best_fit" and split == "train":
         from davinci_jax.data.best_fit import BestFitRows  # it builds on this module
 

@@ -14,6 +14,7 @@ import pytest
 import tiny_run
 
 from davinci_jax.cli import main
+from davinci_jax.data.rows import open_rows
 from davinci_jax.experiment import Experiment, load_config
 from davinci_jax.models import huggingface
 from davinci_jax.sharding import make_mesh
@@ -78,6 +79,15 @@ def test_evaluate_repeats_the_last_evaluation_of_the_run(finished, capsys):
     assert result["step"] == inside["step"] == LAST
     for name in ("loss", "bits_per_byte", "loss/General", "bits_per_byte/QA"):
         assert result[name] == pytest.approx(inside[name], rel=1e-6)
+
+
+def test_heldout_figures_cover_questions_that_training_masks(finished):
+    """Half of every QA document is a question; only the ends of documents have no target when held out."""
+    data = load_config(str(finished / "run")).data
+    train, heldout = (open_rows(data, 2, split) for split in ("train", "heldout"))
+    shares = [(rows.read(np.arange(rows.num_rows - 1)).labels < 0).mean() for rows in (train, heldout)]
+    assert shares[0] > 0.4
+    assert shares[1] < 0.05
 
 
 def test_generate_writes_samples(finished, capsys):
