@@ -1,0 +1,99 @@
+"""What a traced program will be compiled for: asked here once, so that a trace never queries hardware itself."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+from jax.experimental.pallas import tpu as pltpu
+
+FAMILIES = {
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+    "NVIDIA H100": "hopper",
+    "NVIDIA H200": "hopper",
+    "NVIDIA GH200": "hopper",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A kind of device.
+
+    Attributes:
+      platform: "tpu", "gpu" or "cpu".
+      device_kind: as `jax.Device.device_kind` says it.
+      cores: TensorCores of a TPU device that share one program (2 on v5p), multiprocessors of a GPU (132 on H200).
+      interpret: run Pallas kernels in the interpreter of the platform, on the CPU.
+    """
+
+    platform: Literal["tpu", "gpu", "cpu"]
+    device_kind: str
+    cores: int = 1
+    interpret: bool = False
+
+    @property
+    def family(self) -> str:
+        """ "v5e", "v5p", "v6e", "tpu7x", "hopper", or "other": the key of the tables of block sizes."""
+        known = [name for name in FAMILIES if self.device_kind.startswith(name)]
+        return FAMILIES[max(known, key=len)] if known else "other"
+
+
+TPU_V5E = Target("tpu", "TPU v5 lite")
+TPU_V5P = Target("tpu", "TPU v5", cores=2)
+TPU_V6E = Target("tpu", "TPU v6 lite")
+TPU_7X = Target("tpu", "TPU7x")
+H200 = Target("gpu", "NVIDIA H200", cores=132)
+
+_chosen = jax.make_user_context(None)  # part of the key of jit's cache, unlike a variable of our own
+
+
+def current() -> Target:
+    """The target of the program being traced: the one set by `compiling_for`, else jax's default device."""
+    if _chosen.value is not None:
+        return _chosen.value
+    device = jax.devices()[0]
+    cores = getattr(device, "num_cores" if device.platform == "tpu" else "core_count", None)
+    return Target(device.platform, device.device_kind, cores or 1)
+
+
+@contextlib.contextmanager
+def compiling_for(target: Target) -> Iterator[None]:
+    """Within it, functions of this package choose and configure kernels for `target`."""
+    with _chosen(target):
+        yield
+
+
+@contextlib.contextmanager
+def interpreting(target: Target, params: object = None) -> Iterator[None]:
+    """Within it, the kernels of `target` run on the CPU, in the interpreter that Pallas has for its platform.
+
+    Args:
+      target: the device to imitate.
+      params: `pltpu.InterpretParams` or the interpreter parameters of Mosaic GPU, to detect races for example.
+    """
+    with compiling_for(dataclasses.replace(target, interpret=True)):
+        if target.platform == "tpu":
+            with pltpu.force_tpu_interpret_mode(params or pltpu.InterpretParams()):
+                yield
+        else:
+            force, default = _gpu_interpreter()
+            with force(params or default()):
+                yield
+
+
+def _gpu_interpreter():
+    """Public in `plgpu` from jax 0.11 on. Imported late: Mosaic GPU also needs absl-py."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    if hasattr(plgpu, "force_gpu_interpret_mode"):
+        return plgpu.force_gpu_interpret_mode, plgpu.InterpretGPUParams
+    from jax._src.pallas.mosaic_gpu.interpret import params
+
+    return params.force_gpu_interpret_mode, params.InterpretGPUParams
