@@ -1,0 +1,23 @@
+"""Which keys a query sees and how scores are made: what every attention kernel is specialised for."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSpec:
+    """The static part of an attention call.
+
+    Key s is visible to query t if their segments are equal and not negative, and, with p the positions,
+    `causal` implies p_s <= p_t, and `window` (left, right) implies p_t - left <= p_s <= p_t + right.
+
+    Attributes:
+      causal: no query sees a later position.
+      window: (left, right) numbers of neighbours seen beside the own position; -1 on a side means no bound there.
+      soft_cap: scores become soft_cap * tanh(scores / soft_cap) (Gemma 2, arXiv 2408.00118).
+      scale: scores are scale * q.k.
+    """
+
+    causal: bool
+    window: tuple[int, int] | None
+    soft_cap: float | None
+    scale: float
