@@ -1,0 +1,226 @@
+"""Running a function of local arrays on arrays that are divided over a mesh.
+
+A kernel is opaque to XLA's partitioner, which would gather its arguments to every device. What it needs to know is
+said here by a label for each dimension, in the notation of einops: "b t (g r) k" for queries whose heads are g groups
+of r, "b s g k" for their keys.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+import jax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from pallas_kernels.errors import ArgumentError
+
+Entry = str | tuple[str, ...] | None
+
+
+def divided(
+    function: Callable[..., tuple[jax.Array, ...]],
+    arrays: Sequence[jax.Array],
+    dims: Sequence[str],
+    out_dims: Sequence[str],
+    *,
+    divisible: str,
+    batch: str,
+    name: str,
+    opaque: bool,
+) -> tuple[jax.Array, ...]:
+    """Calls `function` on each device's own part of `arrays`.
+
+    Explicit mesh axes are read off the types of the arrays, and `function` runs inside `jax.shard_map`. Automatic axes
+    are known to the partitioner alone, which gets a rule for the call. Inside a `shard_map` of the caller, arrays
+    are local already. An output that lacks a divided label is summed over the devices that divide it.
+
+    Args:
+      function: takes local arrays, returns a tuple of local arrays.
+      arrays: its arguments.
+      dims: for each argument the labels of its dimensions; "(g r)" is one dimension that is divided as g.
+      out_dims: the same for the outputs.
+      divisible: labels, separated by spaces, along which arrays may be divided.
+      batch: a label that leads wherever it is; `jax.vmap` of an opaque function extends it.
+      name: of the public function, for errors.
+      opaque: whether the partitioner cannot see into `function`, as with a kernel; XLA's operations need no rule.
+
+    Raises:
+      ArgumentError: explicit axes divide a dimension that is not divisible, or two arguments differently.
+    """
+    inputs = [_leading(labels) for labels in dims]
+    outputs = [_leading(labels) for labels in out_dims]
+    allowed = divisible.split()
+
+    def ruled(*parts):
+        return _ruled(function, inputs, outputs, allowed, _rule(parts, dims, out_dims, allowed))(*parts)
+
+    def local(*parts):
+        if not opaque:
+            return function(*parts)
+        return _batchable(ruled, [batch in labels for labels in inputs], all(batch in labels for labels in outputs))(
+            *parts
+        )
+
+    axes = _explicit_axes(arrays, inputs, allowed, name)
+    if not axes:
+        return local(*arrays)
+
+    def body(*parts):
+        results = zip(local(*parts), outputs, strict=True)
+        return tuple(_sum(result, _missing(axes, labels, inputs)) for result, labels in results)
+
+    # Inference of varying axes stops at interpreted kernels; the sums above are what it would ask for.
+    return jax.shard_map(
+        body,
+        in_specs=tuple(_spec(axes, labels) for labels in inputs),
+        out_specs=tuple(_spec(axes, labels) for labels in outputs),
+        check_vma=False,
+    )(*arrays)
+
+
+def out_struct(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, *like: jax.Array) -> jax.ShapeDtypeStruct:
+    """The output type of a kernel; inside `shard_map` it varies over the mesh axes over which any of `like` does."""
+    varying = _varying(like)
+    if not varying:
+        return jax.ShapeDtypeStruct(shape, dtype)
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType(varying=varying))
+
+
+def vary_alike(*arrays: jax.Array | None) -> tuple[jax.Array | None, ...]:
+    """Arrays marked as varying over the same axes of a surrounding `shard_map`; their gradients are summed there."""
+    varying = _varying([x for x in arrays if x is not None])
+
+    def mark(x):
+        missing = () if x is None else tuple(varying - jax.typeof(x).manual_axis_type.varying)
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return tuple(mark(x) for x in arrays)
+
+
+def _varying(arrays: Sequence[jax.Array]) -> frozenset[str]:
+    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in arrays))
+
+
+def _leading(dims: str) -> list[str]:
+    """ "b (g r) k" -> ["b", "g", "k"]: the labels that say how the dimensions are divided."""
+    return [labels.strip("()").split()[0] for labels in re.findall(r"\([^)]*\)|\S+", dims)]
+
+
+def _batchable(function, batched_inputs: list[bool], batched_outputs: bool):
+    """`function` under `jax.vmap`: one call with a larger batch where all arrays have one, else call after call."""
+    call = jax.custom_batching.custom_vmap(function)
+
+    @call.def_vmap
+    def rule(axis_size, mapped, *arrays):
+        foldable = batched_outputs and all(
+            has or not is_mapped for has, is_mapped in zip(batched_inputs, mapped, strict=True)
+        )
+        if not foldable:
+            return _one_after_another(call, axis_size, mapped, arrays)
+
+        def fold(x, has, is_mapped):
+            if not has:
+                return x
+            x = x if is_mapped else jax.numpy.broadcast_to(x, (axis_size, *x.shape))
+            return x.reshape(-1, *x.shape[2:])
+
+        folded = [fold(*each) for each in zip(arrays, batched_inputs, mapped, strict=True)]
+        results = tuple(x.reshape(axis_size, -1, *x.shape[1:]) for x in call(*folded))
+        return results, (True,) * len(results)
+
+    return call
+
+
+def _one_after_another(call, axis_size: int, mapped: Sequence[bool], arrays: Sequence[jax.Array]):
+    def one(i):
+        return call(*(x[i] if is_mapped else x for x, is_mapped in zip(arrays, mapped, strict=True)))
+
+    results = jax.lax.map(one, jax.numpy.arange(axis_size))
+    return results, (True,) * len(results)
+
+
+def _spec(axes: dict[str, Entry], labels: list[str]) -> PartitionSpec:
+    return PartitionSpec(*(axes.get(label) for label in labels))
+
+
+def _explicit_axes(arrays, inputs: list[list[str]], allowed: list[str], name: str) -> dict[str, Entry]:
+    """Which explicit mesh axes divide each label; empty outside of an explicit mesh, or where nothing is divided."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit not in mesh.axis_types:
+        return {}
+    axes: dict[str, Entry] = {}
+    for array, labels in zip(arrays, inputs, strict=True):
+        spec = jax.typeof(array).sharding.spec
+        for label, entry in zip(labels, (*spec, *[None] * len(labels)), strict=False):
+            if entry is None or not _size(mesh, entry) > 1:
+                entry = None
+            elif label not in allowed:
+                problem = f"is divided along `{label}` over the mesh axis {entry!r}"
+                raise ArgumentError(name, "sharding", problem, f"only {', '.join(allowed)} may be divided: reshard it")
+            if axes.setdefault(label, entry) != entry:
+                problem = f"of the arguments differs along `{label}`: {axes[label]!r} and {entry!r}"
+                raise ArgumentError(name, "sharding", problem, "reshard one of them")
+    return axes if any(axes.values()) else {}
+
+
+def _size(mesh, entry: Entry) -> int:
+    size = 1
+    for axis in _tuple(entry):
+        size *= mesh.shape[axis]
+    return size
+
+
+def _tuple(entry: Entry) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _missing(axes: dict[str, Entry], labels: list[str], inputs: list[list[str]]) -> tuple[str, ...]:
+    """Mesh axes that divide some input but not the output of these labels, which then holds a partial sum."""
+    kept = {axis for label in labels for axis in _tuple(axes.get(label))}
+    used = dict.fromkeys(axis for dims in inputs for label in dims for axis in _tuple(axes.get(label)))
+    return tuple(axis for axis in used if axis not in kept)
+
+
+def _sum(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    return jax.lax.psum(x, axes) if axes else x
+
+
+def _rule(arrays: Sequence[jax.Array], dims: Sequence[str], out_dims: Sequence[str], allowed: list[str]) -> dict:
+    """What Shardy is told: the labels, which of them must stay whole, and the sizes of those inside brackets."""
+    sizes, brackets = {}, []
+    for array, part in zip(arrays, dims, strict=True):
+        for size, labels in zip(array.shape, re.findall(r"\([^)]*\)|\S+", part), strict=True):
+            if labels.startswith("("):
+                brackets.append((size, labels.strip("()").split()))
+            else:
+                sizes[labels] = size
+    inner = {last: size // sizes[first] for size, (first, last) in brackets}
+    seen = dict.fromkeys(re.findall(r"[^\s()]+", " ".join(dims)))  # Shardy wants them in the order they appear in
+    whole = tuple(label for label in seen if label not in allowed)
+    return {
+        "sharding_rule": ", ".join(dims) + " -> " + ", ".join(out_dims),
+        "need_replication_factors": whole,
+        **inner,
+    }
+
+
+def _ruled(function, inputs, outputs, allowed, rule):
+    """`function` with a rule for XLA's partitioner over automatic axes."""
+
+    def partition(mesh, arg_shapes, result_shapes):
+        axes: dict[str, Entry] = {}
+        for shape, labels in zip(arg_shapes, inputs, strict=True):
+            for label, entry in zip(labels, shape.sharding.spec, strict=False):
+                if label in allowed and axes.get(label) is None:
+                    axes[label] = entry
+
+        def body(*parts):
+            results = zip(function(*parts), outputs, strict=True)
+            return tuple(_sum(result, _missing(axes, labels, inputs)) for result, labels in results)
+
+        results, args = ([NamedSharding(mesh, _spec(axes, labels)) for labels in part] for part in (outputs, inputs))
+        return mesh, body, tuple(results), tuple(args)
+
+    ruled = custom_partitioning(function)
+    ruled.def_partition(partition, **rule)
+    return ruled
