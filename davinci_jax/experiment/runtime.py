@@ -38,12 +38,12 @@ class EvaluationConfig:
     """Held-out loss and bits per byte per domain, inside the training loop.
 
     Attributes:
-      every_steps: interval in steps; 0 evaluates at the ends of stages only, where it
-        always does.
+      every_steps: interval in steps, beside the ends of stages; 0 evaluates at those only, and `None` never: the run
+        then reads no held-out rows.
       tokens: tokens per domain of one evaluation; rounded up to whole rows, at most what is held out.
     """
 
-    every_steps: int = 5000
+    every_steps: int | None = 5000
     tokens: int = 2_000_000
 
     def __post_init__(self):
@@ -71,7 +71,7 @@ class CheckpointConfig:
             raise ConfigError(
                 "checkpoint.keep_last",
                 self.keep_last,
-                "would leave no whole checkpoint while the next one is being finished",
+                "would leave none to fall back on when the newest is damaged",
                 "keep at least 2",
             )
         if self.keep_every is not None and self.keep_every % self.every_steps:

@@ -19,6 +19,8 @@ from davinci_jax.training.seal import find_damage, is_sealed, read_meta, write_s
 from davinci_jax.training.state import TrainState
 from davinci_jax.training.trees import describe, nested, steps_on_disk, unnested
 
+_REMOVED = ".removed"
+
 
 class Checkpoints:
     """The checkpoints of one run directory.
@@ -27,9 +29,10 @@ class Checkpoints:
       directory: the folder that holds one folder per step.
       config: what is kept.
 
-    A step whose save never finished is removed. A step that is damaged is renamed to `<step>.damaged`, so that nothing
-    is lost and the step can be saved again; `damaged` lists (step, what is wrong). Only steps newer than the newest
-    whole one are looked at: checking is reading, and there may be terabytes.
+    A step that is damaged is renamed to `<step>.damaged`, and one whose save was cut off before its seal to
+    `<step>.unfinished`, so that nothing is lost and the step can be saved again; `damaged` lists (step, what is wrong)
+    and `unfinished` steps. Only steps newer than the newest whole one are looked at: checking is reading, and there may
+    be terabytes.
     """
 
     def __init__(self, directory: str | pathlib.Path, config: CheckpointConfig):
@@ -38,11 +41,12 @@ class Checkpoints:
         self.directory = pathlib.Path(directory).absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
         self.damaged: list[tuple[int, str]] = []
+        self.unfinished: list[int] = []
         self._pending: threading.Thread | None = None
         self._failure: tuple[int, BaseException] | None = None
         self._config, self._whole = config, set()
         self._newest_whole()  # before Orbax lists the folder
-        self._orbax = _open_orbax(self.directory, config)
+        self._orbax = _open_orbax(self.directory)
 
     def steps(self) -> list[int]:
         """Returns the steps with a whole checkpoint, oldest first."""
@@ -66,12 +70,27 @@ class Checkpoints:
             try:
                 response.result()
                 write_seal(self.directory / str(step), meta)
+                self._remove_old()
             except BaseException as error:
                 self._failure = (step, error)
 
         self._pending = threading.Thread(target=finish, name=f"save-{step}")
         self._pending.start()
         return step
+
+    def _remove_old(self) -> None:
+        """Removes the steps that are not to be kept: now that the newest has its seal, and not sooner.
+
+        A step loses its name before its files, so a kill on the way leaves nothing that looks like a checkpoint.
+        """
+        if jax.process_index():
+            return
+        steps, every = self.steps(), self._config.keep_every
+        for step in steps[: -self._config.keep_last]:
+            if every is None or step % every:
+                (self.directory / str(step)).rename(self.directory / f"{step}{_REMOVED}")
+        for folder in self.directory.glob(f"*{_REMOVED}"):
+            shutil.rmtree(folder)
 
     def poll(self) -> None:
         """Raises `CheckpointError` if a save in the background has failed."""
@@ -117,7 +136,7 @@ class Checkpoints:
                 return state, meta
             self._close_orbax()
             self._set_aside(step, why or "damaged on another host")
-            self._orbax = _open_orbax(self.directory, self._config)
+            self._orbax = _open_orbax(self.directory)
         aside = sorted(path.name for path in self.directory.glob("*.damaged*"))
         if aside:
             what = "; ".join(f"step {bad}: {why}" for bad, why in self.damaged) or ", ".join(aside)
@@ -157,7 +176,7 @@ class Checkpoints:
             )
 
     def _newest_whole(self) -> int | None:
-        """Returns the newest step that is whole on all hosts; those above it are set aside or removed."""
+        """Returns the newest step that is whole on all hosts; those above it are set aside."""
         for step in reversed(steps_on_disk(self.directory)):
             folder = self.directory / str(step)
             if step in self._whole:
@@ -173,16 +192,15 @@ class Checkpoints:
         return None
 
     def _set_aside(self, step: int, why: str | None) -> None:
-        """Renames a damaged step, or removes one that was never finished (`why` is `None`); all hosts wait for it."""
+        """Renames a damaged step, or one that was never finished (`why` is `None`); all hosts wait for it."""
         folder = self.directory / str(step)
         self._whole.discard(step)
-        if why is not None:
+        if why is None:
+            self.unfinished.append(step)
+        else:
             self.damaged.append((step, why))
         if jax.process_index() == 0:
-            if why is None:
-                shutil.rmtree(folder)
-            else:
-                folder.rename(_free_name(folder.with_suffix(".damaged")))
+            folder.rename(_free_name(folder.with_suffix(".unfinished" if why is None else ".damaged")))
         _all_hosts(True)
 
     def _write_error(self, step: int, error: BaseException) -> CheckpointError:
@@ -197,11 +215,8 @@ class Checkpoints:
         )
 
 
-def _open_orbax(directory: pathlib.Path, config: CheckpointConfig) -> ocp.training.Checkpointer:
-    policies = ocp.training.preservation_policies
-    kept = [policies.LatestN(config.keep_last)]
-    if config.keep_every is not None:
-        kept.append(policies.EveryNSteps(config.keep_every))
+def _open_orbax(directory: pathlib.Path) -> ocp.training.Checkpointer:
+    """Orbax saves when told to and removes nothing: it would remove an old step before the new one has its seal."""
     context = ocp.Context()
     # Measured: zstd makes saves 6 to 8 times slower for 7 % of the size.
     context.array.saving.use_compression = False
@@ -209,8 +224,7 @@ def _open_orbax(directory: pathlib.Path, config: CheckpointConfig) -> ocp.traini
         directory,
         context=context,
         cleanup_tmp_directories=True,
-        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(config.every_steps),
-        preservation_policy=policies.AnyPreservationPolicy(kept),
+        preservation_policy=ocp.training.preservation_policies.PreserveAll(),
     )
 
 

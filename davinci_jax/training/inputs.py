@@ -29,13 +29,13 @@ class Inputs:
       timeline: the compiled curriculum.
       rows: training rows of each source, in config order; `None` for a source that no stage draws from.
       loader: gives the batches of every step.
-      heldout: evaluates on the held-out split.
+      heldout: evaluates on the held-out split; `None` where the run does not evaluate.
     """
 
     timeline: Timeline
     rows: tuple[Rows | None, ...]
     loader: TrainLoader
-    heldout: Heldout
+    heldout: Heldout | None
 
     def close(self) -> None:
         """Stops the loader."""
@@ -89,7 +89,8 @@ def open_inputs(experiment: Experiment, layout: BatchLayout) -> Inputs:
         workers=data.workers,
         prefetch=data.prefetch,
     )
-    return Inputs(timeline, rows, loader, open_heldout(experiment, layout.mesh, tokenizer))
+    evaluates = experiment.evaluation.every_steps is not None
+    return Inputs(timeline, rows, loader, open_heldout(experiment, layout.mesh, tokenizer) if evaluates else None)
 
 
 def open_tokenizer(experiment: Experiment) -> Tokenizer:

@@ -75,9 +75,8 @@ class _Run:
         self.experiment, self.layout, self.inputs = experiment, layout, inputs
         self.checkpoints, self.monitor, self.stop, self.directory = checkpoints, monitor, stop, directory
         self.optimizer = make_optimizer(experiment, inputs.timeline)
-        self.heldout = inputs.heldout
         self.watchdog = Watchdog(experiment.run.watchdog_seconds)
-        self.last_saved = self.last_evaluated = -1
+        self.last_saved = -1
         self._unread: tuple[int, Any] | None = None
 
     def go(self) -> Outcome:
@@ -96,8 +95,6 @@ class _Run:
         if done > self.last_saved:
             self._save(state)
         self.checkpoints.wait()
-        if done == last and self.last_evaluated != done:
-            self._evaluate(state)
         stopped_by = self.stop.signal if done < last else None
         self.monitor.finish(done, stopped_by)
         return Outcome(self.directory, done, stopped_by)
@@ -108,6 +105,8 @@ class _Run:
         restored = self.checkpoints.restore(abstract)
         for step, why in self.checkpoints.damaged:
             self.monitor.damaged_checkpoint(step, why)
+        for step in self.checkpoints.unfinished:
+            self.monitor.unfinished_checkpoint(step)
         if restored is None:
             state, first = init_state(config, self.optimizer, seed), 0
         else:
@@ -146,13 +145,13 @@ class _Run:
         return compiled
 
     def _after(self, done: int, state: TrainState) -> None:
-        """What is due after `done` steps: log, evaluation, checkpoint."""
+        """What is due after `done` steps, in this order: who finds the checkpoint of a step finds its figures too."""
         stage_ends = any(done == self.inputs.timeline.steps_of(n).stop for n in range(self.inputs.timeline.num_stages))
         if done % self.experiment.run.log_every_steps == 0 or stage_ends:
             self._read_metrics()
             self.monitor.flush()
         every = self.experiment.evaluation.every_steps
-        if stage_ends or (every and done % every == 0):
+        if every is not None and (stage_ends or (every and done % every == 0)):
             self._evaluate(state)
         if done % self.experiment.checkpoint.every_steps == 0:
             self._save(state)
@@ -191,10 +190,9 @@ class _Run:
         with self.monitor.paused():
             self.watchdog.pause()
             done = int(state.step)
-            result = self.heldout.evaluate(state.model)
+            result = self.inputs.heldout.evaluate(state.model)
             if result is not None:
                 self.monitor.evaluation(done, result)
-        self.last_evaluated = done
 
     def _save(self, state: TrainState) -> None:
         self._read_metrics()  # a state that is not finite is never saved

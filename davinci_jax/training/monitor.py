@@ -145,6 +145,10 @@ class Monitor:
         """Tells that a checkpoint was damaged and set aside."""
         self._tell("damaged_checkpoint", step, f"checkpoint of step {step:,} is damaged and set aside: {why}", why=why)
 
+    def unfinished_checkpoint(self, step: int) -> None:
+        """Tells that the save of a step was cut off before its seal, and that what there is was set aside."""
+        self._tell("unfinished_checkpoint", step, f"checkpoint of step {step:,} was never finished and is set aside")
+
     def non_finite(self, done: int, name: str) -> None:
         """Tells that a quantity of step `done` is not finite; the run ends."""
         self._tell("non_finite", done, f"{name} is not finite at step {done:,}", quantity=name)

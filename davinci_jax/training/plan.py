@@ -207,7 +207,9 @@ def _checkpoints(experiment: Experiment, timeline: Timeline, state_bytes: int) -
 def _evaluations(experiment: Experiment, timeline: Timeline) -> dict[str, Any]:
     config, last = experiment.evaluation, timeline.num_steps
     steps = {timeline.steps_of(number).stop for number in range(timeline.num_stages)}
-    if config.every_steps:
+    if config.every_steps is None:
+        steps.clear()
+    elif config.every_steps:
         steps.update(range(config.every_steps, last + 1, config.every_steps))
     return {"every_steps": config.every_steps, "count": len(steps), "tokens_per_domain": config.tokens}
 

@@ -115,12 +115,19 @@ def _params(number: int) -> str:
     return f"{number / 1e9:.3f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 
+def _evaluations(plan: dict[str, Any]) -> str:
+    every = plan["every_steps"]
+    if every is None:
+        return "none (evaluation.every_steps is unset)"
+    also = f" and every {every:,} steps" if every else ""
+    return f"{plan['count']:,}, at stage ends{also}, of {count(plan['tokens_per_domain'])} held-out tokens a domain"
+
+
 def _sizes(plan: dict[str, Any]) -> Table:
     model, devices, checkpoints, evaluations = (
         plan[part] for part in ("model", "devices", "checkpoints", "evaluations")
     )
     mesh = " x ".join(f"{name} {size}" for name, size in devices["mesh"].items()) or "one device"
-    every = evaluations["every_steps"]
     table = Table(title="Sizes", title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
@@ -138,8 +145,7 @@ def _sizes(plan: dict[str, Any]) -> Table:
         "checkpoints": f"{checkpoints['written']:,} written, one every {checkpoints['every_steps']:,} steps; "
         f"{checkpoints['kept']:,} kept x {memory(checkpoints['bytes_each'])} = {memory(checkpoints['bytes_kept'])} "
         "uncompressed",
-        "evaluations": f"{evaluations['count']:,}, at stage ends{f' and every {every:,} steps' if every else ''}, "
-        f"of {count(evaluations['tokens_per_domain'])} held-out tokens a domain",
+        "evaluations": _evaluations(evaluations),
         "token counts": _counts(plan),
         "run directory": escape(plan["directory"]),
         "fingerprint": plan["fingerprint"],

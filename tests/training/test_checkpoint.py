@@ -144,9 +144,11 @@ def test_an_array_that_is_not_what_was_saved_is_noticed(folder, monkeypatch):
 
 def test_a_save_that_never_finished_does_not_count(folder):
     (folder / "10" / "seal-0-of-1.json").unlink()
-    _, step = reopen(folder)
+    checkpoints, step = reopen(folder)
     assert step == 5
+    assert (checkpoints.unfinished, checkpoints.damaged) == ([10], [])
     assert not (folder / "10").exists()
+    assert (folder / "10.unfinished").is_dir(), "nothing is thrown away"
 
 
 def test_all_damaged_is_an_error_and_no_fresh_start(folder):

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import random
 import shutil
 import signal
 import socket
@@ -48,13 +47,12 @@ def losses(directory: pathlib.Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in read_metrics(directory).train}
 
 
-def kill_when(config: pathlib.Path, due, number=signal.SIGKILL, extra=()) -> int:
-    """Starts training and sends the signal as soon as `due()` is true; returns the exit code."""
-    process = subprocess.Popen(
-        tiny_run.command("train", config, *extra), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def kill_when(config: pathlib.Path, due, number=signal.SIGKILL) -> int:
+    """Starts training, slowed, and sends the signal as soon as `due()` is true; returns the exit code."""
+    process = subprocess.Popen(tiny_run.faulty("slow", 0, config), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while process.poll() is None and not due():
+    while not due():
+        assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(number)
@@ -70,8 +68,10 @@ def logged(directory: pathlib.Path, step: int) -> bool:
 
 
 def saving(directory: pathlib.Path) -> bool:
+    """Whether a save has begun and has no seal yet."""
     folder = directory / "checkpoints"
-    return folder.is_dir() and any("tmp" in name for name in os.listdir(folder))
+    names = os.listdir(folder) if folder.is_dir() else []
+    return any("tmp" in name or (name.isdigit() and not is_sealed(folder / name)) for name in names)
 
 
 def finish_and_compare(base, config, directory, *extra) -> None:
@@ -84,23 +84,49 @@ def finish_and_compare(base, config, directory, *extra) -> None:
 @pytest.mark.parametrize("step", [2, 5, 9, 14], ids=["in 1-1", "before a border", "in 1-2", "across 2-1"])
 def test_sigkill_between_steps(base, tmp_path, step):
     config, directory = another(base, tmp_path)
-    assert kill_when(config, lambda: logged(directory, step)) in (-9, 0)
+    assert kill_when(config, lambda: logged(directory, step)) == -9
+    assert not logged(directory, LAST)
     finish_and_compare(base, config, directory)
 
 
 def test_sigkill_during_saves(base, tmp_path):
     config, directory = another(base, tmp_path)
-    rng = random.Random(0)
-    for _ in range(3):
+    hits = 0
+    for pause in (0, 0.004, 0.02):
 
         def due():
             if saving(directory):
-                time.sleep(rng.random() * 0.03)
+                time.sleep(pause)  # noqa: B023
                 return True
             return False
 
-        kill_when(config, due)
+        assert kill_when(config, due) == -9
+        hits += saving(directory)
+    assert hits
     finish_and_compare(base, config, directory)
+
+
+def test_sigkill_between_commit_and_seal(base, tmp_path):
+    """The arrays are there and nobody vouches for them: they are set aside; the step before serves."""
+    config, directory = another(base, tmp_path)
+    assert subprocess.run(tiny_run.faulty("seal", 6, config), capture_output=True).returncode == -9
+    checkpoints = directory / "checkpoints"
+    assert not is_sealed(checkpoints / "6")
+    assert (checkpoints / "6" / "_CHECKPOINT_METADATA").is_file(), "Orbax has committed it"
+    finish_and_compare(base, config, directory)
+    assert (checkpoints / "6.unfinished").is_dir()
+    events = [line for line in read_metrics(directory).events if line["event"] in ("resume", "unfinished_checkpoint")]
+    assert [(line["event"], line["step"]) for line in events] == [("unfinished_checkpoint", 6), ("resume", 3)]
+
+
+def test_sigkill_while_an_old_checkpoint_is_removed(base, tmp_path):
+    """Half a checkpoint is none, even when the newer ones are lost; the next removal takes the rest away."""
+    config, directory = another(base, tmp_path)
+    assert subprocess.run(tiny_run.faulty("remove", 3, config), capture_output=True).returncode == -9
+    checkpoints = directory / "checkpoints"
+    assert sorted(os.listdir(checkpoints)) == ["3.removed", "6", "9"]
+    finish_and_compare(base, config, directory)
+    assert sorted(os.listdir(checkpoints)) == ["15", "18"]
 
 
 def test_another_number_of_loader_workers(base, tmp_path):
@@ -170,16 +196,40 @@ def test_two_hosts_stop_together_and_train_what_one_does(base, tmp_path):
     ]
 
 
-def test_evaluation_and_logging_disturb_nothing(base, tmp_path):
+@pytest.mark.parametrize("every", ["none", "1"])
+def test_evaluation_disturbs_nothing(base, tmp_path, every):
     root, _ = base
     config, directory = another(base, tmp_path, tensorboard=False)
-    tiny_run.davinci("train", config, "evaluation.every_steps=1", "checkpoint.every_steps=7")
+    tiny_run.davinci("train", config, f"evaluation.every_steps={every}", "checkpoint.every_steps=7")
+    assert len(read_metrics(directory).evaluations) == (0 if every == "none" else LAST)
     assert fingerprint(directory) == fingerprint(root / "run")
     assert losses(directory) == losses(root / "run")
+    if every == "none":
+        assert not (directory / "evaluations").exists()
+        tiny_run.davinci("report", directory)
+        assert "The run does not evaluate." in (directory / "report.html").read_text()
+        tiny_run.davinci("evaluate", directory)
+        ours, theirs = (
+            json.loads((run / "evaluations" / f"{LAST}.json").read_text()) for run in (directory, root / "run")
+        )
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_logging_disturbs_nothing(base, tmp_path):
+    """With three steps a line, each loss is the mean of those of its steps, over as many targets."""
+    root, _ = base
+    config, directory = another(base, tmp_path, log_every_steps=3)
+    tiny_run.davinci("train", config)
+    assert fingerprint(directory) == fingerprint(root / "run")
+    each = losses(root / "run")
+    assert {3, 6, 9, 10, 12, 14, 15, 18} == losses(directory).keys()
+    assert losses(directory)[10] == each[10]  # the end of a stage
+    assert losses(directory)[9] == pytest.approx((each[7] + each[8] + each[9]) / 3, rel=0.05)
 
 
 def test_a_finished_run_is_left_as_it_is(base):
     root, _ = base
-    before = fingerprint(root / "run")
+    before, evaluations = fingerprint(root / "run"), (root / "run" / "metrics.jsonl").read_text().count('"evaluation"')
     tiny_run.davinci("train", root / "config.json")
     assert fingerprint(root / "run") == before
+    assert (root / "run" / "metrics.jsonl").read_text().count('"evaluation"') == evaluations

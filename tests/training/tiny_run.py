@@ -98,6 +98,12 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "davinci_jax.cli", *map(str, arguments)]
 
 
+def faulty(fault: str, step: int, config: object, *overrides: str) -> list[str]:
+    """The command line of `davinci train` with a fault of faulty_train.py."""
+    script = pathlib.Path(__file__).with_name("faulty_train.py")
+    return [sys.executable, str(script), fault, str(step), str(config), *overrides]
+
+
 def davinci(*arguments: object, check: bool = True) -> subprocess.CompletedProcess:
     """Runs `davinci` in a process of its own."""
     return subprocess.run(command(*arguments), capture_output=True, text=True, check=check)

@@ -61,7 +61,8 @@ def _notes(run: Record) -> list[str]:
     if not run.metrics.train:
         notes.append("There are no training metrics yet: charts appear with the first log interval.")
     elif not run.metrics.evaluations:
-        notes.append("There is no held-out evaluation yet.")
+        off = run.experiment.evaluation.every_steps is None
+        notes.append("The run does not evaluate." if off else "There is no held-out evaluation yet.")
     if run.status == "stopped":
         notes.append(f"The run stopped after step {run.step:,}; the command that started it continues it.")
     damaged = sum(event.get("event") == "damaged_checkpoint" for event in run.metrics.events)
