@@ -1,0 +1,176 @@
+"""What the Hopper kernels need of Mosaic GPU, in a form that its interpreter on the CPU can run too.
+
+The interpreter has no register layouts, no accumulator that is read and overwritten in a loop, and no reductions by
+the copy engine. Each is imitated here, and nowhere else, when the current target is one to interpret.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import target
+from pallas_kernels.kernels.attention.spec import AttentionSpec
+
+LOG2E = math.log2(math.e)
+_WHOLE = {"idx": ()} if "idx" in inspect.signature(plgpu.load).parameters else {}  # a parameter that jax 0.12 lacks
+
+
+def interpreting() -> bool:
+    return target.current().interpret
+
+
+def compiler_params() -> plgpu.CompilerParams:
+    # The default of the semantics differs between versions of jax; layouts are spelled out below for this one.
+    return plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
+
+
+def tiled(shape: tuple[int, ...], dtype: jax.typing.DTypeLike):
+    """Shared memory in the layout that tensor cores read and the copy engine writes without bank conflicts."""
+    columns = 128 // jnp.dtype(dtype).itemsize
+    return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128)))
+
+
+def in_layout(x: jax.Array, reduced: int | None = None) -> jax.Array:
+    """`x` in the layout of an accumulator, or of a vector that results from reducing one along axis `reduced`."""
+    if interpreting():
+        return x
+    layout = plgpu.Layout.WGMMA
+    return plgpu.layout_cast(x, layout if reduced is None else layout.reduce(reduced))
+
+
+def load_vector(ref, reduced: int) -> jax.Array:
+    """A vector, in global or shared memory, in the layout of `in_layout`."""
+    if interpreting():
+        return ref[...]
+    layout = plgpu.Layout.WGMMA.reduce(reduced)
+    return plgpu.load(ref, **_WHOLE, layout=layout, optimized=False)  # optimized loads are from shared memory alone
+
+
+def full(shape: tuple[int, ...], value: float, reduced: int | None = None) -> jax.Array:
+    return in_layout(jnp.full(shape, value, jnp.float32), reduced)
+
+
+def iota(shape: tuple[int, int], axis: int) -> jax.Array:
+    return in_layout(lax.broadcasted_iota(jnp.int32, shape, axis))
+
+
+def rows(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """A vector with one element per row, repeated along the columns."""
+    return lax.broadcast_in_dim(x, shape, (0,))
+
+
+class Accumulator:
+    """Float32 registers of one warpgroup that tensor cores add to."""
+
+    def __init__(self, ref):
+        self._ref = ref
+
+    def add(self, a, b, *, transposed: str = "") -> None:
+        """Starts += a @ b, with one of them, "a" or "b", transposed. `a` may be in registers, else in shared memory."""
+        plgpu.wgmma(self._ref, a.T if transposed == "a" else a, b.T if transposed == "b" else b)
+
+    def read(self, in_flight: int = 0) -> jax.Array:
+        """The value, once at most `in_flight` of the last products are unfinished."""
+        # The barrier keeps arithmetic on the value from being moved to before the wait.
+        return lax.optimization_barrier(plgpu.wgmma_accumulator_load(self._ref, wait_n=in_flight))
+
+    def set(self, value: jax.Array) -> None:
+        self._ref[...] = value
+
+
+class _Imitation:
+    """An `Accumulator` in a part of shared memory that only the interpreter allocates."""
+
+    def __init__(self, ref):
+        self._ref = ref
+
+    def add(self, a, b, *, transposed: str = "") -> None:
+        a, b = a[...], b[...]
+        a, b = a.T if transposed == "a" else a, b.T if transposed == "b" else b
+        self._ref[...] += jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+    def read(self, in_flight: int = 0) -> jax.Array:
+        del in_flight
+        return self._ref[...]
+
+    def set(self, value: jax.Array) -> None:
+        self._ref[...] = value
+
+
+def imitated(shapes: Sequence[tuple[int, int]], warpgroups: int) -> list:
+    """Scratch to pass to `accumulators`: empty on a device."""
+    return [plgpu.SMEM((warpgroups, *shape), jnp.float32) for shape in shapes] if interpreting() else []
+
+
+def accumulators(body: Callable, shapes: Sequence[tuple[int, int]], imitations: Sequence, warpgroup: jax.Array):
+    """`body` of as many accumulators, that start from zero."""
+    if not interpreting():
+        refs = [plgpu.ACC(shape, jnp.float32) for shape in shapes]
+        return pl.run_scoped(lambda *allocated: body(*map(Accumulator, allocated)), *refs)
+    allocated = [_Imitation(ref.at[warpgroup]) for ref in imitations]
+    for each, shape in zip(allocated, shapes, strict=True):
+        each.set(jnp.zeros(shape, jnp.float32))
+    return body(*allocated)
+
+
+def add_to_gmem(source, destination) -> None:
+    """Starts an addition of shared to global memory by the copy engine, in float32."""
+    if interpreting():  # blocks run one after the other there
+        destination[...] += source[...]
+    else:
+        plgpu.copy_smem_to_gmem(source, destination, reduction_op="add")
+
+
+def shared(ref, batch: jax.Array) -> jax.Array | int:
+    """The index along a leading dimension, which is 1 where all of the batch is alike."""
+    return batch if ref.shape[0] > 1 else 0
+
+
+def exponent(spec: AttentionSpec) -> float:
+    """What scores out of `capped` are multiplied by to become exponents of two."""
+    return LOG2E if spec.soft_cap is not None or spec.scale <= 0 else spec.scale * LOG2E
+
+
+def capped(scores: jax.Array, spec: AttentionSpec) -> jax.Array:
+    """Soft-capped and scaled scores; as they are where `exponent` can do the scaling."""
+    if spec.soft_cap is not None:
+        # tanh through exp2: the instruction for tanh is good to 11 bits only.
+        power = jnp.exp2(scores * (2 * LOG2E * spec.scale / spec.soft_cap))
+        return spec.soft_cap - 2 * spec.soft_cap / (power + 1)
+    return scores * spec.scale if spec.scale <= 0 else scores
+
+
+class Mask:
+    """Which elements of a tile of scores are visible, for queries along one axis and keys along the other."""
+
+    def __init__(self, limits: Sequence, batch: jax.Array, queries, shape: tuple[int, int], queries_along: int):
+        """`limits`: references to the arrays of `Bounds`; `queries`: the slice of the tile's queries."""
+        first, last, *positions = limits
+        self._shape, self._batch, self._axis = shape, batch, queries_along
+        self._first, self._last = (self._vector(x, queries, queries_along) for x in (first, last))
+        self._positions = None
+        if positions:
+            lowest, highest, self._positions = positions
+            self._lowest, self._highest = (self._vector(x, queries, queries_along) for x in (lowest, highest))
+
+    def __call__(self, scores: jax.Array, begin: jax.Array, hidden: float) -> jax.Array:
+        """`scores` with `hidden` for invisible ones; the tile's keys begin with number `begin`."""
+        keys = iota(self._shape, 1 - self._axis)
+        seen = (keys >= self._spread(self._first - begin)) & (keys < self._spread(self._last - begin))
+        if self._positions is not None:
+            block = pl.ds(begin, self._shape[1 - self._axis])
+            position = self._spread(self._vector(self._positions, block, 1 - self._axis), 1 - self._axis)
+            seen &= (position >= self._spread(self._lowest)) & (position <= self._spread(self._highest))
+        return jnp.where(seen, scores, hidden)
+
+    def _vector(self, ref, window, axis: int) -> jax.Array:
+        return load_vector(ref.at[shared(ref, self._batch), window], reduced=1 - axis)
+
+    def _spread(self, x: jax.Array, axis: int | None = None) -> jax.Array:
+        return lax.broadcast_in_dim(x, self._shape, (self._axis if axis is None else axis,))

@@ -1,0 +1,238 @@
+"""Attention forward on Hopper: FlashAttention-3 (arXiv 2407.08608) in Mosaic GPU.
+
+One warpgroup loads tiles of keys and values, two compute, each for its own rows of queries. Scores of tile i + 1 are
+multiplied on the tensor cores while tile i goes through the softmax, and the two warpgroups take turns at starting
+products, so that the softmax of one hides behind the products of the other.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.kernels.attention import hopper_device as device
+from pallas_kernels.kernels.attention import hopper_ranges
+from pallas_kernels.kernels.attention.spec import AttentionSpec
+from pallas_kernels.partition import out_struct
+
+ROWS = 64  # of queries per warpgroup: the height of one tensor-core instruction
+WARPGROUPS = 2
+BLOCK_Q = ROWS * WARPGROUPS
+LOADER = WARPGROUPS  # the index of the warpgroup that loads
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What one kernel is specialised for."""
+
+    spec: AttentionSpec
+    block_kv: int
+    stages: int
+    heads: int
+    heads_per_group: int
+    q_tiles: int
+    head_dim: int
+
+
+def forward(q, k, v, limits: hopper_ranges.Bounds, *, spec: AttentionSpec, block_kv: int, stages: int):
+    """q [B,T,H,K], k, v [B,S,G,K] -> out [B,T,H,K], lse float32 [B,H,T]."""
+    (batch, queries, heads, head_dim), (keys, groups) = q.shape, k.shape[1:3]
+    ranges = hopper_ranges.tile_ranges(limits, BLOCK_Q, block_kv, keys, of="q")
+    q = hopper_ranges.padded(q, BLOCK_Q, 1)
+    k, v = (hopper_ranges.padded(x, block_kv, 1) for x in (k, v))
+    limits = limits.padded(BLOCK_Q, block_kv)
+    length = q.shape[1]
+    plan = _Plan(spec, block_kv, stages, heads, heads // groups, length // BLOCK_Q, head_dim)
+    out, lse = plgpu.kernel(
+        functools.partial(_kernel, plan=plan),
+        out_type=(out_struct(q.shape, q.dtype, q), out_struct((batch, heads, length), jnp.float32, q)),
+        scratch_types=_scratch(plan, q.dtype),
+        grid=(plan.q_tiles * batch * heads,),
+        grid_names=("block",),
+        num_threads=WARPGROUPS + 1,
+        thread_name="wg",
+        compiler_params=device.compiler_params(),
+        kernel_name="attention_forward",
+    )(q, k, v, *(jnp.asarray(x) for x in (ranges, *limits.arrays())))
+    return out[:, :queries], lse[:, :, :queries]
+
+
+def _scratch(plan: _Plan, dtype):
+    kv = device.tiled((plan.stages, plan.block_kv, plan.head_dim), dtype)
+    return dict(
+        smem=dict(
+            q=device.tiled((WARPGROUPS, ROWS, plan.head_dim), dtype),  # the output leaves through here
+            k=kv,
+            v=kv,
+            lse=plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32),
+        ),
+        barriers=dict(
+            q=plgpu.Barrier(num_barriers=WARPGROUPS),
+            k=plgpu.Barrier(num_barriers=plan.stages),
+            v=plgpu.Barrier(num_barriers=plan.stages),
+            k_free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=plan.stages),
+            v_free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=plan.stages),
+            turn=plgpu.Barrier(num_barriers=WARPGROUPS),
+        ),
+        imitations=device.imitated([(ROWS, plan.head_dim), (ROWS, plan.block_kv)], WARPGROUPS),
+    )
+
+
+def _kernel(q, k, v, ranges, first, last, *refs, plan: _Plan, smem, barriers, imitations):
+    limits, (out, lse) = (first, last, *refs[:-2]), refs[-2:]
+    warpgroup = lax.axis_index("wg")
+    # Late rows of queries see most keys when causal: they go first, so that short blocks fill the gaps at the end.
+    block = lax.axis_index("block")
+    rest, head = lax.div(block, plan.heads), lax.rem(block, plan.heads)
+    batch, tile = lax.div(rest, plan.q_tiles), lax.rem(rest, plan.q_tiles)
+    tile = plan.q_tiles - 1 - tile if plan.spec.causal else tile
+    start, full_start, full_end, end = (ranges[device.shared(ranges, batch), tile, i] for i in range(4))
+    end = jnp.maximum(end, start + 1)  # a masked tile where there is none: rows that see nothing need no other path
+
+    @pl.when(warpgroup == LOADER)
+    def _():
+        plgpu.set_max_registers(24, action="decrease")
+        group = lax.div(head, plan.heads_per_group)
+
+        def load(step, _):
+            slot = lax.rem(step, plan.stages)
+            window = (batch, pl.ds((start + step) * plan.block_kv, plan.block_kv), group)
+            for name, source in (("k", k), ("v", v)):
+
+                @pl.when(step >= plan.stages)
+                def _():
+                    plgpu.barrier_wait(barriers[name + "_free"].at[slot])
+
+                plgpu.copy_gmem_to_smem(source.at[window], smem[name].at[slot], barriers[name].at[slot])
+
+        lax.fori_loop(0, end - start, load, None)
+
+        # Every arrival is observed, also those that nothing waits for any more.
+        def drain(step, _):
+            slot = lax.rem(step, plan.stages)
+            plgpu.barrier_wait(barriers["k_free"].at[slot])
+            plgpu.barrier_wait(barriers["v_free"].at[slot])
+
+        lax.fori_loop(jnp.maximum(end - start - plan.stages, 0), end - start, drain, None)
+
+    @pl.when(warpgroup < WARPGROUPS)
+    def _():
+        plgpu.set_max_registers(240, action="increase")
+        rows = (batch, pl.ds(tile * BLOCK_Q + warpgroup * ROWS, ROWS), head)
+        own = {name: smem[name].at[warpgroup] for name in ("q", "lse")}
+        plgpu.copy_gmem_to_smem(q.at[rows], own["q"], barriers["q"].at[warpgroup])
+        mask = device.Mask(limits, batch, rows[1], (ROWS, plan.block_kv), queries_along=0)
+        plgpu.barrier_wait(barriers["q"].at[warpgroup])
+
+        def visible(scores, index):
+            scores = device.capped(scores, plan.spec)
+            whole = (index >= full_start) & (index < full_end)
+            return lax.cond(whole, lambda x: x, lambda x: mask(x, index * plan.block_kv, -jnp.inf), scores)
+
+        worker = _Worker(plan, own["q"], smem, barriers, imitations, warpgroup, visible)
+        result, log_sum = worker.attend(start, end)
+        own["q"][...] = result.astype(out.dtype)
+        own["lse"][...] = log_sum
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(own["q"], out.at[rows])
+        plgpu.copy_smem_to_gmem(own["lse"], lse.at[batch, head, rows[1]])
+        plgpu.wait_smem_to_gmem(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Worker:
+    """One of the two warpgroups that compute."""
+
+    plan: _Plan
+    q: Any
+    smem: dict[str, Any]
+    barriers: dict[str, Any]
+    imitations: Sequence[Any]
+    warpgroup: jax.Array
+    visible: Callable[[jax.Array, jax.Array], jax.Array]
+
+    def attend(self, start: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Attention over the tiles of keys from `start` to `end`, at least one: the output and the log-sum-exp."""
+        turn = self.barriers["turn"]
+
+        @pl.when(self.warpgroup == 1)
+        def _():
+            plgpu.barrier_arrive(turn.at[0])  # warpgroup 0 begins
+
+        def run(out):
+            scores = self._scores(0, lambda: None, in_flight=0)
+            lowest = device.full((ROWS,), -jnp.inf, reduced=1)
+            nothing = device.full((ROWS,), 0.0, reduced=1)
+            p, top, total, _ = self._softmax(self.visible(scores, start), lowest, nothing)
+
+            def step(i, carry):
+                p, top, total = carry
+                scores = self._scores(i, lambda: self._add_values(out, p, i - 1), in_flight=1)
+                p, top, total, rescale = self._softmax(self.visible(scores, start + i), top, total)
+                value = out.read()
+                self._release("v", i - 1)
+                out.set(value * device.rows(rescale, value.shape))
+                return p, top, total
+
+            steps = end - start
+            p, top, total = lax.fori_loop(1, steps, step, (p, top, total))
+            self._add_values(out, p, steps - 1)
+            value = out.read()
+            self._release("v", steps - 1)
+            return value, top, total
+
+        shape = (ROWS, self.plan.head_dim)
+        value, top, total = device.accumulators(run, [shape], self.imitations[:1], self.warpgroup)
+
+        @pl.when(self.warpgroup == 0)
+        def _():
+            plgpu.barrier_wait(turn.at[0])  # the turn that is left over
+
+        # No key is visible to a row whose sum is zero.
+        safe = jnp.where(total > 0, total, 1.0)
+        log_sum = jnp.where(total > 0, top / device.LOG2E + jnp.log(safe), -jnp.inf)
+        return value * device.rows(1.0 / safe, shape), log_sum
+
+    def _scores(self, i: int | jax.Array, meanwhile: Callable[[], None], in_flight: int) -> jax.Array:
+        """Queries times the keys of tile `i`; `meanwhile` starts products that stay in flight behind these."""
+        slot, turn = lax.rem(jnp.int32(i), self.plan.stages), self.barriers["turn"]
+        plgpu.barrier_wait(self.barriers["k"].at[slot])
+        plgpu.barrier_wait(turn.at[self.warpgroup])
+
+        def start(products):
+            products.add(self.q, self.smem["k"].at[slot], transposed="b")
+            meanwhile()
+            plgpu.barrier_arrive(turn.at[1 - self.warpgroup])
+            return products.read(in_flight)
+
+        shape = (ROWS, self.plan.block_kv)
+        scores = device.accumulators(start, [shape], self.imitations[1:], self.warpgroup)
+        self._release("k", i)
+        return scores
+
+    def _add_values(self, out, p: jax.Array, i: jax.Array) -> None:
+        slot = lax.rem(i, self.plan.stages)
+        plgpu.barrier_wait(self.barriers["v"].at[slot])
+        out.add(p, self.smem["v"].at[slot])
+
+    def _release(self, name: str, i: int | jax.Array) -> None:
+        plgpu.barrier_arrive(self.barriers[name + "_free"].at[lax.rem(jnp.int32(i), self.plan.stages)])
+
+    def _softmax(self, scores: jax.Array, top: jax.Array, total: jax.Array):
+        """One step of the online softmax, in powers of two.
+
+        Returns:
+          the unnormalised probabilities, the new maximum and sum of each row, and what earlier values are scaled by.
+        """
+        factor = device.exponent(self.plan.spec)
+        new_top = jnp.maximum(top, scores.max(axis=1) * factor)
+        safe = jnp.where(new_top == -jnp.inf, 0.0, new_top)
+        rescale = jnp.exp2(top - safe)
+        p = jnp.exp2(scores * factor - device.rows(safe, scores.shape))
+        return p.astype(self.smem["v"].dtype), new_top, total * rescale + p.sum(axis=1), rescale
