@@ -32,7 +32,7 @@ def stage(name, steps, ramp, mixture):
     )  # fmt: skip
 
 
-def make_parts(root):
+def make_parts(root, ramp=((4, 8), (8, 16))):
     """Returns (rows, index, timeline): two stages with a ramp each over three sources, the last of which is unused."""
     rows = []
     for n, name in enumerate("ab"):
@@ -41,15 +41,16 @@ def make_parts(root):
             documents = [rng.integers(0, 60000, k).tolist() for k in rng.integers(1, 50, 60)]
             write_shards(root / name, documents, block_tokens=12)
         rows.append(ConcatRows(ShardSet(root / name), LENGTH, n))
-    timeline = Timeline.compile((stage("1", 5, (4, 8), {"x": 1}), stage("2", 4, (8, 16), {"x": 1})), LENGTH)
-    stages = [(4 * 2 + 8 * 3, (0.7, 0.3, 0.0)), (8 * 2 + 16 * 2, (0.2, 0.8, 0.0))]
+    timeline = Timeline.compile((stage("1", 5, ramp[0], {"x": 1}), stage("2", 4, ramp[1], {"x": 1})), LENGTH)
+    sizes = [len(timeline.sequences_of(n)) for n in range(2)]
+    stages = [(sizes[0], (0.7, 0.3, 0.0)), (sizes[1], (0.2, 0.8, 0.0))]
     index = MixtureIndex(stages, [reader.num_rows for reader in rows] + [0], seed=3)
     assert index.num_sequences == timeline.num_sequences
     return [*rows, None], index, timeline
 
 
-def make_loader(root, micro_rows=4, local_rows=None, **options):
-    rows, index, timeline = make_parts(root)
+def make_loader(root, micro_rows=4, local_rows=None, ramp=((4, 8), (8, 16)), **options):
+    rows, index, timeline = make_parts(root, ramp)
     local_rows = np.arange(micro_rows) if local_rows is None else local_rows
     return TrainLoader(rows, index, timeline, micro_rows, local_rows, **options)
 
@@ -76,10 +77,9 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("loader")
 
 
-@pytest.fixture(scope="module")
-def reference(root):
-    """The steps, row by row: each sequence looked up and read alone."""
-    rows, index, timeline = make_parts(root)
+def read_one_by_one(root, *ramp):
+    """Returns the steps, row by row: each sequence looked up and read alone."""
+    rows, index, timeline = make_parts(root, *ramp)
     steps = {}
     for step in range(timeline.num_steps):
         info = timeline.at(step)
@@ -92,6 +92,11 @@ def reference(root):
     return steps
 
 
+@pytest.fixture(scope="module")
+def reference(root):
+    return read_one_by_one(root)
+
+
 @pytest.mark.parametrize("micro_rows", [1, 2, 4])
 def test_any_micro_batch_gives_the_same_order(root, reference, micro_rows):
     loader = make_loader(root, micro_rows)
@@ -101,12 +106,14 @@ def test_any_micro_batch_gives_the_same_order(root, reference, micro_rows):
     assert_same(read_all(make_loader(root, micro_rows)), reference)
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
 @pytest.mark.parametrize("interleaved", [False, True])
-def test_hosts_together_read_the_same_batch(root, reference, hosts, interleaved):
-    micro_rows = 4
+def test_hosts_together_read_the_same_batch(root, hosts, interleaved):
+    """Batches of 8 and 16, each host holding a part of every micro-batch of 8, in the order of the global index."""
+    micro_rows, ramp = 8, ((8, 16), (8, 16))
+    reference = read_one_by_one(root, ramp)
     held = np.arange(micro_rows).reshape(-1, hosts).T if interleaved else np.arange(micro_rows).reshape(hosts, -1)
-    parts = [dict(make_loader(root, micro_rows, local_rows=rows).steps(0)) for rows in held]
+    parts = [dict(make_loader(root, micro_rows, local_rows=rows, ramp=ramp).steps(0)) for rows in held]
     for step, whole in reference.items():
         for n, array in enumerate(whole):
             joined = np.empty((len(array) // micro_rows, micro_rows, *array.shape[1:]), np.int32)

@@ -98,10 +98,10 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "davinci_jax.cli", *map(str, arguments)]
 
 
-def faulty(fault: str, step: int, config: object, *overrides: str) -> list[str]:
+def faulty(fault: str, step: int, *arguments: object) -> list[str]:
     """The command line of `davinci train` with a fault of faulty_train.py."""
     script = pathlib.Path(__file__).with_name("faulty_train.py")
-    return [sys.executable, str(script), fault, str(step), str(config), *overrides]
+    return [sys.executable, str(script), fault, str(step), *map(str, arguments)]
 
 
 def davinci(*arguments: object, check: bool = True) -> subprocess.CompletedProcess:
