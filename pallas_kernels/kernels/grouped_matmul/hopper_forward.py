@@ -1,0 +1,225 @@
+"""Grouped matmul on Hopper: x [M, K] by the weights of each row's group."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import partition, target
+from pallas_kernels.kernels.grouped_matmul import hopper_memory as memory
+from pallas_kernels.kernels.grouped_matmul import hopper_schedule as schedule
+
+CONSUMERS = 2  # warpgroups that multiply; one more loads
+OUT_SLOTS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Block sizes of the kernel.
+
+    Attributes:
+      tile_m: rows of an output tile, 128 or 256, divided between two warpgroups.
+      tile_n: its columns; with "swiglu" these many of the gate and of the up projection.
+      tile_k: depth of one step, 64 or 128.
+      stages: steps of operands in shared memory.
+      band: row tiles that share the columns of the weights while these are in L2.
+    """
+
+    tile_m: int = 128
+    tile_n: int = 256
+    tile_k: int = 64
+    stages: int = 4
+    band: int = 8
+
+    def shared_memory(self, dtype: jax.typing.DTypeLike, weights: int) -> int:
+        """Bytes that a block takes; `weights` is 2 for "swiglu"."""
+        step = self.tile_k * (self.tile_m + weights * self.tile_n) * jnp.dtype(dtype).itemsize
+        return self.stages * step + OUT_SLOTS * self.tile_m * memory.SWIZZLE + 4096
+
+
+def forward(
+    x: jax.Array,
+    weights: tuple[jax.Array, ...],
+    group_sizes: jax.Array,
+    *,
+    transpose_w: bool,
+    out_dtype: jax.typing.DTypeLike,
+    config: Config,
+) -> jax.Array:
+    """x [M, K] times [G, K, N] ([G, N, K] if `transpose_w`); two weights give silu(x gate) * (x up). M >= tile_m."""
+    rows, depth = x.shape
+    out_columns = weights[0].shape[1 if transpose_w else 2]
+    tiles, counts = schedule.row_tiles(group_sizes, rows, config.tile_m)
+    column_tiles = out_columns // config.tile_n
+    blocks = min(target.current().cores, tiles.shape[0] * column_tiles)
+    out_columns_slot = memory.columns(out_dtype)
+    weight_tile = (config.tile_n, config.tile_k) if transpose_w else (config.tile_k, config.tile_n)
+    out_slots = (CONSUMERS, OUT_SLOTS, config.tile_m // CONSUMERS, out_columns_slot)
+    assert config.tile_k == memory.columns(x.dtype)
+
+    kernel = plgpu.kernel(
+        functools.partial(
+            _kernel, config=config, blocks=blocks, depth=depth, column_tiles=column_tiles, transpose_w=transpose_w
+        ),
+        out_type=partition.out_struct((rows, out_columns), out_dtype, x, *weights, group_sizes),
+        scratch_types={
+            "x_smem": memory.views(
+                memory.tiled((config.stages, config.tile_m, config.tile_k), x.dtype),
+                memory.swizzled((config.stages, config.tile_m, config.tile_k), x.dtype),
+            ),
+            "w_smem": [memory.tiled((config.stages, *weight_tile), x.dtype) for _ in weights],
+            "out_smem": memory.views(memory.swizzled(out_slots, out_dtype), memory.linear(out_slots, out_dtype)),
+            "full": plgpu.Barrier(num_arrivals=1 + len(weights), num_barriers=config.stages),
+            "empty": plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=config.stages),
+        },
+        grid=(blocks,),
+        grid_names=("block",),
+        num_threads=CONSUMERS + 1,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
+    )
+    return kernel(tiles, counts, x, *weights)
+
+
+def _kernel(
+    tiles, counts, x, *refs, x_smem, w_smem, out_smem, full, empty, config, blocks, depth, column_tiles, transpose_w
+):
+    *weights, out = refs
+    x_tiled, x_copied = memory.unpack(x_smem, 2)
+    out_whole, out_rows = memory.unpack(out_smem, 2)
+    block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
+    product_tiles, all_tiles = counts[0], counts[1]
+    count = lax.div(all_tiles * column_tiles - block + (blocks - 1), jnp.int32(blocks))
+
+    def place(turn):
+        """Row tile, column tile and depth steps of this block's tile number `turn`."""
+        m, n = schedule.banded(block + turn * blocks, all_tiles, column_tiles, config.band)
+        steps = jnp.where(m < product_tiles, depth // config.tile_k, 0)
+        return m, n, steps  # no steps after the last group: zeros
+
+    def produce():
+        plgpu.set_max_registers(40, action="decrease")
+
+        def tile(turn, done):
+            m, n, steps = place(turn)
+            group, row = tiles[m, schedule.GROUP], tiles[m, schedule.ROW]
+            column = n * config.tile_n
+
+            def step(k, done):
+                slot = lax.rem(done, jnp.int32(config.stages))
+
+                @pl.when(done >= config.stages)
+                def _():
+                    plgpu.barrier_wait(empty.at[slot])
+
+                k_slice, n_slice = pl.ds(k * config.tile_k, config.tile_k), pl.ds(column, config.tile_n)
+                plgpu.copy_gmem_to_smem(x.at[pl.ds(row, config.tile_m), k_slice], x_copied.at[slot], full.at[slot])
+                for w, smem in zip(weights, w_smem, strict=True):
+                    part = w.at[group, n_slice, k_slice] if transpose_w else w.at[group, k_slice, n_slice]
+                    plgpu.copy_gmem_to_smem(part, smem.at[slot], full.at[slot])
+                return done + 1
+
+            return lax.fori_loop(0, steps, step, done)
+
+        done = lax.fori_loop(0, count, tile, jnp.int32(0))
+        for slot in range(config.stages):  # every arrival is awaited, so that the barriers end in a known phase
+
+            @pl.when(slot < done)
+            def _(slot=slot):
+                plgpu.barrier_wait(empty.at[slot])
+
+    def consume():
+        plgpu.set_max_registers(232, action="increase")
+        height = config.tile_m // CONSUMERS
+        mine = pl.ds(warpgroup * height, height)
+
+        def tile(turn, done):
+            m, n, steps = place(turn)
+
+            def products(*accs):
+                def step(k, done):
+                    slot = lax.rem(done, jnp.int32(config.stages))
+                    plgpu.barrier_wait(full.at[slot])
+                    for acc, smem in zip(accs, w_smem, strict=True):
+                        w = smem.at[slot]
+                        plgpu.wgmma(acc, x_tiled.at[slot, mine], w.T if transpose_w else w)
+                    plgpu.wgmma_wait(len(accs))
+
+                    @pl.when(k > 0)  # all but the products just begun are done: hand back what those before read
+                    def _():
+                        plgpu.barrier_arrive(empty.at[lax.rem(done - 1, jnp.int32(config.stages))])
+
+                    return done + 1
+
+                lax.fori_loop(0, steps, step, done)
+                return [acc[...] for acc in accs]  # waits for the last products
+
+            shape = (height, config.tile_n)
+            values = pl.run_scoped(products, *[plgpu.ACC(shape, jnp.float32) for _ in weights])
+            done = done + steps
+
+            @pl.when(steps > 0)
+            def _():
+                plgpu.barrier_arrive(empty.at[lax.rem(done - 1, jnp.int32(config.stages))])
+
+            value = values[0] if len(values) == 1 else values[0] / (1.0 + jnp.exp(-values[0])) * values[1]
+            row, low, high = (tiles[m, i] for i in (schedule.ROW, schedule.LOW, schedule.HIGH))
+            first = warpgroup * height
+            _store(
+                value.astype(out.dtype),
+                out.at[:, pl.ds(n * config.tile_n, config.tile_n)],
+                row + first,
+                jnp.clip(low - first, 0, height),
+                jnp.clip(high - first, 0, height),
+                out_whole.at[warpgroup],
+                out_rows.at[warpgroup],
+            )
+            return done
+
+        lax.fori_loop(0, count, tile, jnp.int32(0))
+        plgpu.wait_smem_to_gmem(0)
+
+    lax.cond(warpgroup == CONSUMERS, produce, consume)
+
+
+def _store(value, out, row, low, high, whole, rows):
+    """Rows `low` to `high` of `value` to `out` from `row` on, by parts of 128 bytes of each row."""
+    height, width = value.shape
+    part = whole.shape[-1]
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the copies of the tile before
+
+    @pl.when(high - low == height)
+    def _():
+        for i in range(width // part):
+            slot = i % OUT_SLOTS
+            if i >= OUT_SLOTS:
+                plgpu.wait_smem_to_gmem(OUT_SLOTS - 1, wait_read_only=True)
+            whole[slot] = value[:, i * part : (i + 1) * part]
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(whole.at[slot], out.at[pl.ds(row, height), pl.ds(i * part, part)])
+
+    @pl.when((high > low) & (high - low < height))
+    def _():
+        for i in range(width // part):
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            slot = i % OUT_SLOTS
+            rows[slot] = value[:, i * part : (i + 1) * part]
+            plgpu.commit_smem()
+            _copy_rows(rows.at[slot], out.at[:, pl.ds(i * part, part)], row, low, high, height)
+
+
+def _copy_rows(rows, out, row, low, high, height):
+    """A copy has a fixed number of rows: two of the power of two below the count cover it, overlapping."""
+    size = 1
+    while size < height:
+
+        @pl.when((high - low >= size) & (high - low < 2 * size))
+        def _(size=size):
+            for first in (low, high - size):
+                plgpu.copy_smem_to_gmem(rows.at[pl.ds(first, size)], out.at[pl.ds(row + first, size)])
+
+        size *= 2

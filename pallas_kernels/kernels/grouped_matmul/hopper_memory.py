@@ -1,0 +1,54 @@
+"""Shared memory of the Hopper kernels: tiles as the tensor cores read them, and other views of the same bytes."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import target
+
+SWIZZLE = 128  # bytes of a row of a swizzled tile
+LIMIT = 227 * 1024  # bytes of shared memory that one block may have
+
+
+def columns(dtype: jax.typing.DTypeLike) -> int:
+    """Elements in a row of a swizzled tile."""
+    return SWIZZLE // jnp.dtype(dtype).itemsize
+
+
+def tiled(shape: tuple[int, ...], dtype: jax.typing.DTypeLike):
+    """What wgmma reads: tiles of 8 rows of 128 bytes. Copies to or from it start at a multiple of 8 rows."""
+    return plgpu.SMEM(
+        shape, dtype, transforms=(plgpu.TilingTransform((8, columns(dtype))), plgpu.SwizzleTransform(SWIZZLE))
+    )
+
+
+def swizzled(shape: tuple[int, ...], dtype: jax.typing.DTypeLike):
+    """The same bytes as `tiled` where rows have 128 bytes, but copied from or to any row of global memory.
+
+    A copy of tiles sees global memory as blocks of 8 rows and would cut each one at a block's end.
+    """
+    assert shape[-1] == columns(dtype), shape
+    return plgpu.SMEM(shape, dtype, transforms=(plgpu.SwizzleTransform(SWIZZLE),))
+
+
+def linear(shape: tuple[int, ...], dtype: jax.typing.DTypeLike):
+    """Plain rows: slower to write from registers, but a copy may start at any of them."""
+    return plgpu.SMEM(shape, dtype)
+
+
+def views(*refs):
+    """One region of shared memory as seen by each of `refs`, which have the same size; unpacked by `unpack`.
+
+    The interpreter of jax 0.10 knows no unions; layouts mean nothing to it, and one view is as good as all.
+    """
+    return refs[0] if target.current().interpret else plgpu.RefUnion(*refs)
+
+
+def unpack(ref, count: int) -> tuple:
+    return (ref,) * count if target.current().interpret else tuple(ref)
+
+
+def row_index(shape: tuple[int, int]) -> jax.Array:
+    """The row of each element, laid out over the registers as matrices read from shared memory are."""
+    layout = None if target.current().interpret else plgpu.Layout.WGMMA  # which the interpreter does not know
+    return plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=layout)
