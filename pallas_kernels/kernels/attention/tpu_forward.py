@@ -1,0 +1,247 @@
+"""Forward attention on TPU.
+
+Scores are held transposed, [keys, queries]. Maxima and sums over keys then run down the sublanes, where they are
+elementwise, and the probabilities enter the second product as the stationary operand, which fills the 256 wide
+matrix unit of v6e and TPU7x although heads are 128 wide. Softmax is in base 2, online over blocks of keys
+(Dao et al. 2022, arXiv 2205.14135).
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import partition, target
+from pallas_kernels.kernels.attention import block_lists, tpu_heads
+from pallas_kernels.kernels.attention.spec import AttentionSpec
+from pallas_kernels.kernels.attention.tpu_tiles import (
+    HIDDEN,
+    LOG2_E,
+    LOWEST,
+    Tile,
+    column,
+    dot,
+    overlapped,
+    tiles,
+    visible,
+    when_kind,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardConfig:
+    """Sizes of the forward kernel.
+
+    Attributes:
+      block_q, block_kv: queries and keys of one step of the grid, multiples of 128.
+      tile_q, tile_kv: of the pieces that are overlapped; divide the block.
+      heads: query heads of a step, at most; 8 and 16 need no copy of the arrays where they divide the heads.
+      unroll: heads whose tiles are overlapped with each other.
+    """
+
+    block_q: int = 1024
+    block_kv: int = 1024
+    tile_q: int = 512
+    tile_kv: int = 512
+    heads: int = 8
+    unroll: int = 1
+
+
+def forward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    spec: AttentionSpec,
+    q_segments: jax.Array | None,
+    kv_segments: jax.Array | None,
+    q_positions: jax.Array | None,
+    kv_positions: jax.Array | None,
+    config: ForwardConfig,
+) -> tuple[jax.Array, jax.Array]:
+    """Output [B, T, H, K] and log-sum-exp [B, H, T] float32 of arrays in bfloat16 or float32."""
+    batch, queries, heads, size = q.shape
+    keys = k.shape[1]
+    units = tpu_heads.units(heads, k.shape[2], size, q.dtype, config.heads)
+    by_position = q_positions is not None and (spec.causal or spec.window is not None)
+    positions = (q_positions, kv_positions) if by_position else None
+    first, last = block_lists.intervals(spec, batch, queries, keys, q_segments, kv_segments, by_position)
+    blocks = block_lists.block_list(
+        spec,
+        first,
+        last,
+        keys,
+        config.block_q,
+        config.block_kv,
+        q_positions=q_positions if by_position else None,
+        kv_positions=kv_positions if by_position else None,
+    )
+    rows = blocks.rows_per_batch
+
+    def at_q(unit, step, row, *_):
+        return row[step] // rows, row[step] % rows, unit
+
+    def at_kv(unit, step, row, col, *_):
+        return row[step] // rows, col[step], units.kv_block(unit)
+
+    def row_spec(height, block, index):
+        return pl.BlockSpec((1, height, block), index)
+
+    def along_q(unit, step, row, *_):
+        return row[step] // rows, 0, row[step] % rows
+
+    def along_kv(unit, step, row, col, *_):
+        return row[step] // rows, 0, col[step]
+
+    bq, bk = config.block_q, config.block_kv
+    inputs = [
+        (units.q.array(q), units.q.spec(bq, at_q)),
+        (units.kv.array(k), units.kv.spec(bk, at_kv)),
+        (units.kv.array(v), units.kv.spec(bk, at_kv)),
+    ]
+    if blocks.bounds is not None:
+        inputs.append((jnp.asarray(blocks.bounds), row_spec(2, bq, along_q)))
+    if positions:
+        inputs.append((q_positions[:, None], row_spec(1, bq, along_q)))
+        inputs.append((kv_positions[:, None], row_spec(1, bk, along_kv)))
+    n, g = units.q.block, units.kv_heads
+    scratch = [
+        pltpu.VMEM((n, bq, size), q.dtype),
+        pltpu.VMEM((g, bk, size), q.dtype),
+        pltpu.VMEM((g, size, bk), q.dtype),
+        pltpu.VMEM((n, 1, bq), jnp.float32),
+        pltpu.VMEM((n, 1, bq), jnp.float32),
+        pltpu.VMEM((n, size, bq), jnp.float32),
+        *([pltpu.VMEM((bk, 128), jnp.int32)] if positions else []),
+    ]
+    lse_shape = (batch, units.count, n, queries)
+    out, lse = pl.pallas_call(
+        functools.partial(
+            _kernel,
+            spec=spec,
+            config=config,
+            units=units,
+            kinds=blocks.kinds,
+            has_bounds=blocks.bounds is not None,
+            has_positions=bool(positions),
+            short=keys % bk and keys,
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(units.count, blocks.count),
+            in_specs=[spec for _, spec in inputs],
+            out_specs=[
+                units.q.spec(bq, at_q),
+                pl.BlockSpec((1, 1, n, bq), lambda u, t, row, *_: (row[t] // rows, u, 0, row[t] % rows)),
+            ],
+            scratch_shapes=scratch,
+        ),
+        out_shape=[
+            partition.out_struct(units.q.shape(batch, queries), q.dtype, q, k, v),
+            partition.out_struct(lse_shape, jnp.float32, q, k, v),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_limit()
+        ),
+        name="attention_forward",
+    )(*map(jnp.asarray, (blocks.rows, blocks.cols, blocks.flags)), *(x for x, _ in inputs))
+    return out.reshape(q.shape), lse.reshape(batch, heads, queries)
+
+
+def vmem_limit() -> int:
+    """Bytes of vector memory that a kernel may take on the current target."""
+    capacity = {"v5p": 64, "tpu7x": 64}.get(target.current().family, 128)
+    return (capacity - 8) * 2**20
+
+
+def _kernel(rows, cols, flags, q, k, v, *refs, spec, config, units, kinds, has_bounds, has_positions, short):
+    refs = list(refs)
+    bounds = refs.pop(0).at[0] if has_bounds else None
+    positions = [refs.pop(0).at[0], refs.pop(0).at[0]] if has_positions else None
+    out, lse, q_heads, k_heads, v_heads, maxima, sums, accumulators, *columns = refs
+    unit, step = pl.program_id(0), pl.program_id(1)
+    flag = flags[step]
+    kind = flag & (2**block_lists.KIND_BITS - 1)
+    key_start = cols[step] * config.block_kv
+
+    @pl.when(flag & block_lists.FIRST != 0)
+    def start():
+        for n in range(units.q.block):
+            q_heads[n] = units.q.load(q, n)
+        maxima[...] = jnp.full_like(maxima, LOWEST)
+        sums[...] = jnp.zeros_like(sums)
+        accumulators[...] = jnp.zeros_like(accumulators)
+
+    @pl.when(kind != block_lists.EMPTY)
+    def load():
+        def one(n, head):
+            k_heads[n] = units.kv.load(k, head)
+            values = units.kv.load(v, head).T
+            if short:  # what lies behind the array is anything, even NaN
+                index = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
+                values = jnp.where(index < short - key_start, values, 0).astype(values.dtype)
+            v_heads[n] = values
+
+        units.each_kv(unit, one)
+        if has_positions:
+            columns[0][...] = column(positions[1][...])
+
+    def masks(tile):
+        return visible(tile, spec, key_start, bounds, (positions[0], columns[0]) if has_positions else None)
+
+    state = (q_heads, k_heads, v_heads, maxima, sums, accumulators)
+    for which in (block_lists.FULL, block_lists.DIAGONAL, block_lists.PARTIAL):
+        when_kind(kind, which, kinds, functools.partial(_block, which, state, masks, spec, config, units, has_bounds))
+
+    @pl.when(flag & block_lists.LAST != 0)
+    def finish():
+        def head(n):
+            total = sums[n]
+            seen = total > 0
+            log = jnp.log2(jnp.where(seen, total, 1.0)) + maxima[n]
+            lse[0, 0, n : n + 1, :] = jnp.where(seen, log / LOG2_E, -jnp.inf)
+            return (accumulators[n] * jnp.where(seen, 1 / jnp.where(seen, total, 1.0), 0.0)).T.astype(out.dtype)
+
+        units.q.store(out, head)
+
+
+def _block(which, state, masks, spec, config, units, has_bounds):
+    """One block of scores of every head of the unit."""
+    q_heads, k_heads, v_heads, maxima, sums, accumulators = state
+    order = tiles(which, config.block_q, config.block_kv, config.tile_q, config.tile_kv, has_bounds)
+    factor = spec.scale * LOG2_E
+
+    def products(tile: Tile):
+        kv = tile.head // units.sharing
+        return dot(k_heads[kv, tile.keys], q_heads[tile.head, tile.queries], (1, 1))
+
+    def softmax(tile: Tile, scores):
+        if spec.soft_cap:
+            scores = jnp.tanh(scores * (spec.scale / spec.soft_cap)) * (spec.soft_cap * LOG2_E)
+        else:
+            scores = scores * factor
+        if tile.masked:
+            scores = jnp.where(masks(tile), scores, HIDDEN)
+        before = maxima[tile.head, :, tile.queries]
+        after = jnp.maximum(before, jnp.max(scores, axis=0, keepdims=True))
+        weights, decay = jnp.exp2(scores - after), jnp.exp2(before - after)
+        maxima[tile.head, :, tile.queries] = after
+        total = jnp.sum(weights, axis=0, keepdims=True)
+        sums[tile.head, :, tile.queries] = sums[tile.head, :, tile.queries] * decay + total
+        return weights.astype(v_heads.dtype), decay
+
+    def accumulate(tile: Tile, weights, decay):
+        part = dot(v_heads[tile.head // units.sharing, :, tile.keys], weights, (1, 0))
+        accumulators[tile.head, :, tile.queries] = accumulators[tile.head, :, tile.queries] * decay + part
+
+    together = math.gcd(config.unroll, units.q.block)
+
+    def body(i, _):
+        heads = [i * together + n for n in range(together)]
+        overlapped((dataclasses.replace(t, head=h) for h in heads for t in order), products, softmax, accumulate)
+
+    jax.lax.fori_loop(0, units.q.block // together, body, None)
