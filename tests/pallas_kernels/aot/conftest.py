@@ -1,4 +1,4 @@
-"""Tests that compile ahead of time for TPUs and the H200: skipped where the compilers (extra `aot`) are not installed."""
+"""Ahead-of-time compilation for TPUs and the H200: skipped where the compilers (extra `aot`) are not installed."""
 
 import importlib.util
 import os

@@ -1,0 +1,79 @@
+"""The operations that can be tuned: each `pallas_kernels.kernels.<name>.tuning` module."""
+
+import difflib
+import importlib
+import pkgutil
+import types
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import jax
+
+import pallas_kernels.kernels
+from pallas_kernels.compiler import aot
+from pallas_kernels.errors import ArgumentError
+
+
+class Tuning(Protocol):
+    """What a tuning module holds.
+
+    It may also hold `cycles(report, shape, config) -> float`, the cycles on one core of what `build` gave as
+    `aot.compile_for` reports it, where the schedule alone does not tell how often a branch runs; and
+    `arguments(family, shape, config) -> list[jax.Array]`, where random numbers and zeros do not make a fair timing.
+    """
+
+    OPERATION: str  # the name of its table
+
+    def shapes(self) -> dict[str, Any]:
+        """Shapes worth tuning, by the name that `--shape` takes."""
+
+    def candidates(self, family: str, shape: Any) -> list[Any]:
+        """Configs to compare: frozen dataclasses."""
+
+    def build(self, family: str, shape: Any, config: Any) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
+        """The function to time and its arguments."""
+
+    def shape_class(self, shape: Any) -> str:
+        """The key of the table."""
+
+
+def find(name: str, package: types.ModuleType = pallas_kernels.kernels) -> Tuning:
+    """The tuning module of an operation.
+
+    Raises:
+      ArgumentError: there is none of that name.
+    """
+    modules = {module.OPERATION: module for module in _modules(package)}
+    check("tune", "operation", name, modules)
+    return modules[name]
+
+
+def check(function: str, argument: str, name: str, known: Iterable[str]) -> None:
+    """Raises an ArgumentError with the nearest name if `name` is not among the known ones."""
+    known = list(known)
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        remedy = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(known) or 'none'}"
+        raise ArgumentError(function, argument, f"is {name!r}, which is unknown", remedy)
+
+
+def device_of(family: str) -> str:
+    """The device that `aot.compile_for` compiles for, of a family of `target.Target.family`."""
+    return next(name for name, device in aot.DEVICES.items() if device.target.family == family)
+
+
+def families() -> list[str]:
+    """The families of devices that tables have entries for."""
+    return [device.target.family for device in aot.DEVICES.values()]
+
+
+def _modules(package: types.ModuleType) -> list[Any]:
+    found = []
+    for entry in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        if entry.ispkg and any(inner.name == "tuning" for inner in pkgutil.iter_modules(_path(entry.name))):
+            found.append(importlib.import_module(f"{entry.name}.tuning"))
+    return found
+
+
+def _path(package: str) -> list[str]:
+    return list(importlib.import_module(package).__path__)

@@ -1,0 +1,1 @@
+"""An operation to tune: a blocked product of square matrices."""
