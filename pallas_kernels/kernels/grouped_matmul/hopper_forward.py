@@ -47,10 +47,14 @@ def forward(
     group_sizes: jax.Array,
     *,
     transpose_w: bool,
+    keep: bool = False,
     out_dtype: jax.typing.DTypeLike,
     config: Config,
-) -> jax.Array:
-    """x [M, K] times [G, K, N] ([G, N, K] if `transpose_w`); two weights give silu(x gate) * (x up). M >= tile_m."""
+) -> list[jax.Array]:
+    """x [M, K] times [G, K, N] ([G, N, K] if `transpose_w`), with M >= tile_m.
+
+    Two weights, gate and up, give silu(x gate) * (x up), and with `keep` also x gate and x up.
+    """
     rows, depth = x.shape
     out_columns = weights[0].shape[1 if transpose_w else 2]
     tiles, counts = schedule.row_tiles(group_sizes, rows, config.tile_m)
@@ -61,11 +65,12 @@ def forward(
     out_slots = (CONSUMERS, OUT_SLOTS, config.tile_m // CONSUMERS, out_columns_slot)
     assert config.tile_k == memory.columns(x.dtype)
 
+    out = partition.out_struct((rows, out_columns), out_dtype, x, *weights, group_sizes)
     kernel = plgpu.kernel(
         functools.partial(
             _kernel, config=config, blocks=blocks, depth=depth, column_tiles=column_tiles, transpose_w=transpose_w
         ),
-        out_type=partition.out_struct((rows, out_columns), out_dtype, x, *weights, group_sizes),
+        out_type=[out] * (1 + keep * len(weights)),
         scratch_types={
             "x_smem": memory.views(
                 memory.tiled((config.stages, config.tile_m, config.tile_k), x.dtype),
@@ -88,7 +93,7 @@ def forward(
 def _kernel(
     tiles, counts, x, *refs, x_smem, w_smem, out_smem, full, empty, config, blocks, depth, column_tiles, transpose_w
 ):
-    *weights, out = refs
+    weights, outs = refs[: len(w_smem)], refs[len(w_smem) :]
     x_tiled, x_copied = memory.unpack(x_smem, 2)
     out_whole, out_rows = memory.unpack(out_smem, 2)
     block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
@@ -166,18 +171,16 @@ def _kernel(
             def _():
                 plgpu.barrier_arrive(empty.at[lax.rem(done - 1, jnp.int32(config.stages))])
 
-            value = values[0] if len(values) == 1 else values[0] / (1.0 + jnp.exp(-values[0])) * values[1]
+            if len(values) == 2:
+                gated, plain = values
+                values = [gated / (1.0 + jnp.exp(-gated)) * plain, gated, plain]
+            values = [value.astype(out.dtype) for value, out in zip(values, outs, strict=False)]  # the first, or all
             row, low, high = (tiles[m, i] for i in (schedule.ROW, schedule.LOW, schedule.HIGH))
             first = warpgroup * height
-            _store(
-                value.astype(out.dtype),
-                out.at[:, pl.ds(n * config.tile_n, config.tile_n)],
-                row + first,
-                jnp.clip(low - first, 0, height),
-                jnp.clip(high - first, 0, height),
-                out_whole.at[warpgroup],
-                out_rows.at[warpgroup],
-            )
+            low, high = (jnp.clip(edge - first, 0, height) for edge in (low, high))
+            for out, value in zip(outs, values, strict=True):
+                part = out.at[:, pl.ds(n * config.tile_n, config.tile_n)]
+                _store(value, part, row + first, low, high, out_whole.at[warpgroup], out_rows.at[warpgroup])
             return done
 
         lax.fori_loop(0, count, tile, jnp.int32(0))
@@ -207,7 +210,7 @@ def _store(value, out, row, low, high, whole, rows):
         for i in range(width // part):
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             slot = i % OUT_SLOTS
-            rows[slot] = value[:, i * part : (i + 1) * part]
+            memory.store_linear(rows.at[slot], value[:, i * part : (i + 1) * part])
             plgpu.commit_smem()
             _copy_rows(rows.at[slot], out.at[:, pl.ds(i * part, part)], row, low, high, height)
 

@@ -48,6 +48,14 @@ def unpack(ref, count: int) -> tuple:
     return (ref,) * count if target.current().interpret else tuple(ref)
 
 
+def store_linear(ref, value: jax.Array) -> None:
+    """Writes `value` to a `linear` ref, bank conflicts and all, which from jax 0.12 on must be allowed."""
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, value, optimized=False)
+    else:
+        ref[...] = value
+
+
 def row_index(shape: tuple[int, int]) -> jax.Array:
     """The row of each element, laid out over the registers as matrices read from shared memory are."""
     layout = None if target.current().interpret else plgpu.Layout.WGMMA  # which the interpreter does not know
