@@ -5,7 +5,7 @@ from davinci_jax.experiment.data import DataConfig, Source
 from davinci_jax.experiment.experiment import Experiment
 from davinci_jax.experiment.identity import fingerprint, identity
 from davinci_jax.experiment.load import load_config
-from davinci_jax.experiment.model import ModelConfig, RopeScaling
+from davinci_jax.experiment.model import ModelConfig, Moe, RopeScaling
 from davinci_jax.experiment.optimizer import OptimizerConfig
 from davinci_jax.experiment.overrides import apply_overrides
 from davinci_jax.experiment.runtime import CheckpointConfig, EvaluationConfig, MeshConfig, RunConfig
@@ -20,6 +20,7 @@ __all__ = [
     "LearningRate",
     "MeshConfig",
     "ModelConfig",
+    "Moe",
     "OptimizerConfig",
     "RopeScaling",
     "RunConfig",

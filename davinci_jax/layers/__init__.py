@@ -7,6 +7,7 @@ A module is a pytree: build it once under a mesh, then pass it through `jax.jit`
 from davinci_jax.layers.attention import Attention
 from davinci_jax.layers.block import Block
 from davinci_jax.layers.mlp import Mlp
+from davinci_jax.layers.moe import Load, MoeMlp
 from davinci_jax.layers.norm import RMSNorm
 
-__all__ = ["Attention", "Block", "Mlp", "RMSNorm"]
+__all__ = ["Attention", "Block", "Load", "Mlp", "MoeMlp", "RMSNorm"]

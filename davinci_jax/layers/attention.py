@@ -7,13 +7,15 @@ from jax.ad_checkpoint import checkpoint_name
 from davinci_jax import ops, sharding
 from davinci_jax.experiment import ModelConfig
 from davinci_jax.layers import parameters
+from davinci_jax.layers.norm import RMSNorm
 
 
 class Attention(nnx.Module):
     """Causal self-attention with H query heads on G key and value heads of width K.
 
     Parameters, float32: q_proj [D, H, K], k_proj and v_proj [D, G, K], o_proj [H, K, D], and with
-    `config.qkv_bias` q_bias [H, K], k_bias and v_bias [G, K] (else `None`). Biases begin at zero.
+    `config.qkv_bias` q_bias [H, K], k_bias and v_bias [G, K] (else `None`). Biases begin at zero. With
+    `config.qk_norm` the modules q_norm and k_norm have a scale [K] each, shared by the heads (else `None`).
     """
 
     def __init__(self, config: ModelConfig, key: jax.Array):
@@ -29,9 +31,11 @@ class Attention(nnx.Module):
         self.q_bias = parameters.constant(0.0, (h, k), "heads", "head_size") if bias else None
         self.k_bias = parameters.constant(0.0, (g, k), "kv_heads", "head_size") if bias else None
         self.v_bias = parameters.constant(0.0, (g, k), "kv_heads", "head_size") if bias else None
+        self.q_norm = RMSNorm(k, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(k, config.norm_eps) if config.qk_norm else None
 
     def project(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values of [B, T, D], rotary positions applied.
+        """Queries, keys and values of [B, T, D], normalised where asked for, rotary positions applied.
 
         Args:
           x: [B, T, D] in the compute dtype.
@@ -41,8 +45,11 @@ class Attention(nnx.Module):
         Returns:
           q [B, T, H, K], k and v [B, T, G, K], in the dtype of `x`, tagged "qkv" for remat policies.
         """
-        q = ops.apply_rope(_project(x, self.q_proj, self.q_bias, "heads"), cos, sin)
-        k = ops.apply_rope(_project(x, self.k_proj, self.k_bias, "kv_heads"), cos, sin)
+        q = _project(x, self.q_proj, self.q_bias, "heads")
+        k = _project(x, self.k_proj, self.k_bias, "kv_heads")
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = ops.apply_rope(q, cos, sin), ops.apply_rope(k, cos, sin)
         v = _project(x, self.v_proj, self.v_bias, "kv_heads")
         return checkpoint_name(q, "qkv"), checkpoint_name(k, "qkv"), checkpoint_name(v, "qkv")
 

@@ -15,8 +15,9 @@ class Mlp(nnx.Module):
     Parameters, float32: gate [D, F], up [D, F], down [F, D]. Products are in the dtype of the input.
     """
 
-    def __init__(self, config: ModelConfig, key: jax.Array):
-        d, f, std = config.hidden_size, config.mlp_size, config.init_std
+    def __init__(self, config: ModelConfig, key: jax.Array, size: int | None = None):
+        """`size` is the inner width F; `None` takes `config.mlp_size`."""
+        d, f, std = config.hidden_size, size or config.mlp_size, config.init_std
         gate_key, up_key, down_key = jax.random.split(key, 3)
         self.gate = parameters.normal(gate_key, (d, f), std, "embed", "mlp")
         self.up = parameters.normal(up_key, (d, f), std, "embed", "mlp")

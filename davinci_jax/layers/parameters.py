@@ -17,6 +17,11 @@ def constant(value: float, shape: tuple[int, ...], *logical: str | None) -> nnx.
     return nnx.Param(jnp.full(shape, value, jnp.float32, out_sharding=sharding.out(*logical)))
 
 
+def state(value: float, shape: tuple[int, ...], *logical: str | None) -> nnx.Variable:
+    """What a model carries along and no gradient changes, beginning at one value; axes named by `logical`."""
+    return nnx.Variable(jnp.full(shape, value, jnp.float32, out_sharding=sharding.out(*logical)))
+
+
 def residual_std(init_std: float, num_layers: int) -> float:
     """Standard deviation of a projection that writes into the residual stream.
 

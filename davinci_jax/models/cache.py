@@ -74,8 +74,10 @@ def decode(decoder: Decoder, cache: Cache, tokens: jax.Array) -> tuple[jax.Array
         x, keys, values = _block(block, x, keys, values, layer, cache.length, mask, cos, sin)
         return (x, keys, values, layer + 1), None
 
-    start = (decoder.embed_tokens(tokens), cache.keys, cache.values, jnp.int32(0))
-    (x, keys, values, _), _ = jax.lax.scan(body, start, decoder.blocks)
+    carry = (decoder.embed_tokens(tokens), cache.keys, cache.values, jnp.int32(0))
+    for stack in decoder.stacks():
+        carry, _ = jax.lax.scan(body, carry, stack)
+    x, keys, values, _ = carry
     logits = decoder.project(decoder.final_norm(x[:, -1:]))[:, 0]
     return logits, Cache(keys, values, cache.padding, cache.length + tokens.shape[1])
 
@@ -89,4 +91,4 @@ def _block(block: Block, x, keys, values, layer, length, mask, cos, sin):
     )
     here = (jax.lax.dynamic_index_in_dim(store, layer, keepdims=False) for store in (keys, values))
     x = x + block.attention.output(ops.masked_attention(q, *here, mask))
-    return block.feed_forward(x), keys, values
+    return block.feed_forward(x)[0], keys, values

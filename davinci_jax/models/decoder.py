@@ -1,4 +1,4 @@
-"""The decoder: a pre-norm transformer of the Qwen2 and Llama family.
+"""The decoder: a pre-norm transformer of the Qwen and Llama family, dense or with experts.
 
 Parameters, all float32 (V vocabulary, D hidden, L layers, H query heads, G key and value heads, K head size,
 F MLP size); blocks are stacked on axis 0 and run by `jax.lax.scan`:
@@ -9,14 +9,25 @@ F MLP size); blocks are stacked on axis 0 and run by `jax.lax.scan`:
   blocks.attention.k_proj       [L, D, G, K]     blocks.attention.k_bias  [L, G, K]  (None without qkv_bias)
   blocks.attention.v_proj       [L, D, G, K]     blocks.attention.v_bias  [L, G, K]  (None without qkv_bias)
   blocks.attention.o_proj       [L, H, K, D]
+  blocks.attention.q_norm.scale, .k_norm.scale  [L, K]  (None without qk_norm)
   blocks.mlp_norm.scale         [L, D]
   blocks.mlp.gate, .up          [L, D, F]
   blocks.mlp.down               [L, F, D]
   final_norm.scale              [D]
   head                          [D, V]           (None with tied embeddings)
 
+With `config.moe` (E experts of inner width F', a shared expert of width S) the first `first_dense` blocks are stacked
+apart, as `dense_blocks` (else None), and in `blocks`, whose L is what remains, the MLP is replaced by
+
+  blocks.mlp.router                     [L, D, E]
+  blocks.mlp.expert_gate, .expert_up    [L, E, D, F']
+  blocks.mlp.expert_down                [L, E, F', D]
+  blocks.mlp.shared.gate, .up, .down    [L, D, S], [L, D, S], [L, S, D]  (shared is None without)
+  blocks.mlp.balance                    [L, E]  (None without bias_rate; moved by `rebalance`, not by gradients)
+
 A projection maps x to x W (W's first axis is the input); rotary embeddings use the rotate-half layout.
-Initialisation: normal with `init_std`; o_proj and down with init_std / sqrt(2 L); biases 0; norm scales 1.
+Initialisation: normal with `init_std`; o_proj, down and expert_down with init_std / sqrt(2 num_layers); biases 0; norm
+scales 1.
 """
 
 from __future__ import annotations
@@ -32,12 +43,12 @@ from jax.sharding import PartitionSpec
 from davinci_jax import ops, sharding
 from davinci_jax.errors import ConfigError
 from davinci_jax.experiment import ModelConfig
-from davinci_jax.layers import Block, RMSNorm, parameters
+from davinci_jax.layers import Block, Load, RMSNorm, parameters
 
 _SAVED = {
-    "full": (),
-    "save_attention": ("qkv", "attention_out"),
-    "save_mlp": ("qkv", "attention_out", "mid", "mlp_in"),
+    "full": ("router_logits",),
+    "save_attention": ("router_logits", "qkv", "attention_out"),
+    "save_mlp": ("router_logits", "qkv", "attention_out", "mid", "mlp_in", "moe_gate", "moe_up"),
 }
 
 
@@ -49,7 +60,9 @@ class Decoder(nnx.Module):
         self.config = config
         v, d, std = config.vocab_size, config.hidden_size, config.init_std
         self.embed = parameters.normal(embed_key, (v, d), std, "vocab", "embed")
-        self.blocks = jax.vmap(functools.partial(Block, config))(jax.random.split(blocks_key, config.num_layers))
+        keys, dense = jax.random.split(blocks_key, config.num_layers), config.moe.first_dense if config.moe else 0
+        self.dense_blocks = jax.vmap(functools.partial(Block, config, dense=True))(keys[:dense]) if dense else None
+        self.blocks = jax.vmap(functools.partial(Block, config))(keys[dense:])
         self.final_norm = RMSNorm(d, config.norm_eps)
         self.head = None if config.tied_embeddings else parameters.normal(head_key, (d, v), std, "embed", "vocab")
 
@@ -64,17 +77,29 @@ class Decoder(nnx.Module):
         Returns:
           [B, T, D] in the compute dtype.
         """
+        return self.hidden_and_load(tokens, segment_ids, positions)[0]
+
+    def hidden_and_load(
+        self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, training: bool = False
+    ) -> tuple[jax.Array, Load | None]:
+        """`hidden`, and the load of the experts of each layer that has some, its arrays stacked on axis 0."""
         cos, sin = self.rope(sharding.constrain(positions, "batch", "sequence"))
         segment_ids = sharding.constrain(segment_ids, "batch", "sequence")
 
         def body(x, block):
-            return block(x, segment_ids, cos, sin), None
+            return block(x, segment_ids, cos, sin, training)
 
         if self.config.remat != "none":
             policy = jax.checkpoint_policies.save_only_these_names(*_SAVED[self.config.remat])
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-        x, _ = jax.lax.scan(body, self.embed_tokens(tokens), self.blocks)
-        return self.final_norm(x)
+        x, load = self.embed_tokens(tokens), None
+        for stack in self.stacks():
+            x, load = jax.lax.scan(body, x, stack)
+        return self.final_norm(x), load
+
+    def stacks(self) -> tuple[Block, ...]:
+        """The blocks in the order of the forward pass, each stack's parameters on axis 0."""
+        return (self.blocks,) if self.dense_blocks is None else (self.dense_blocks, self.blocks)
 
     def logits(self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of all tokens at once, for short inputs; arguments as in `hidden`."""
@@ -153,7 +178,43 @@ def token_losses(
       (nll, lse_squared), both [B, T] float32, 0 where the label is -1: the negative log-likelihood in nats, and
       the squared log-partition that z-loss weighs.
     """
-    x, head = decoder.hidden(tokens, segment_ids, positions), decoder.output_embedding()
+    return _head_losses(decoder, decoder.hidden(tokens, segment_ids, positions), labels)
+
+
+def training_losses(
+    decoder: Decoder, tokens: jax.Array, labels: jax.Array, segment_ids: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, jax.Array, Load | None]:
+    """`token_losses` of a training step, in which experts may be full, and the load of the experts of each layer."""
+    x, load = decoder.hidden_and_load(tokens, segment_ids, positions, training=True)
+    return *_head_losses(decoder, x, labels), load
+
+
+def rebalance(decoder: Decoder, counts: jax.Array) -> Decoder:
+    """Moves the bias of every expert by `bias_rate` towards an even load: up where it had less than the mean.
+
+    Args:
+      decoder: the model; one whose bias does not move comes back as it is.
+      counts: [L, E] int32, `Load.counts` summed over a step.
+
+    References:
+      Wang et al., Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts, 2024, arXiv 2408.15664,
+      algorithm 1.
+    """
+    if decoder.config.moe is None or not decoder.config.moe.bias_rate:
+        return decoder
+    load = counts.astype(jnp.float32)
+    move = decoder.config.moe.bias_rate * jnp.sign(load.mean(axis=1, keepdims=True) - load)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf + move if is_state(path) else leaf, decoder)
+
+
+def is_state(path: tuple) -> bool:
+    """Whether a leaf of a decoder, by its key path, is state that no gradient moves."""
+    return any(getattr(key, "name", None) == "balance" for key in path)
+
+
+def _head_losses(decoder: Decoder, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(nll, lse_squared) of the output head on hidden states [B, T, D]."""
+    head = decoder.output_embedding()
     losses = functools.partial(_losses, chunk=decoder.config.loss_chunk)
     if jax.sharding.get_abstract_mesh().empty:
         return losses(x, head, labels)

@@ -34,15 +34,29 @@ _PEAK_TFLOPS = (
 
 
 def num_params(config: ModelConfig) -> int:
-    """Number of parameters; a tied head counts once."""
+    """Number of parameters; a tied head counts once. The bias that balances experts is state and does not count."""
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tied_embeddings else 2)
-    return embeddings + config.num_layers * num_layer_params(config) + config.hidden_size
+    return embeddings + _blocks_params(config, active=False) + config.hidden_size
+
+
+def num_active_params(config: ModelConfig) -> int:
+    """Number of parameters that work on one token: all but the routed experts that it is not sent to.
+
+    A tied embedding counts, because as the head it multiplies every token; an untied one counts with the head, as in
+    `num_params`.
+    """
+    return num_params(config) - _blocks_params(config, active=False) + _blocks_params(config, active=True)
 
 
 def num_layer_params(config: ModelConfig) -> int:
-    """Number of parameters of one block, norms and biases included."""
-    bias = (config.num_heads + 2 * config.num_kv_heads) * config.head_size if config.qkv_bias else 0
-    return _layer_matrices(config) + bias + 2 * config.hidden_size
+    """Number of parameters of one block without experts, norms and biases included."""
+    return _attention_params(config) + _mlp_matrices(config)
+
+
+def _blocks_params(config: ModelConfig, active: bool) -> int:
+    dense, routed = _num_blocks(config)
+    mlps = dense * _mlp_matrices(config) + routed * _moe_matrices(config, active)
+    return config.num_layers * _attention_params(config) + mlps
 
 
 def flops_per_token(config: ModelConfig, sequence_length: int, *, causal: bool = True) -> float:
@@ -54,9 +68,12 @@ def flops_per_token(config: ModelConfig, sequence_length: int, *, causal: bool =
       causal: count the half of the attention matrix that causality leaves; else all of it, the PaLM convention.
 
     Returns:
-      FLOPs per token, forward and backward. The output head counts, the embedding look-up does not.
+      FLOPs per token, forward and backward. The output head counts, the embedding look-up does not; of the experts
+      those count that a token is sent to, the router and the shared one included.
     """
-    matrices = config.num_layers * _layer_matrices(config) + config.vocab_size * config.hidden_size
+    dense, routed = _num_blocks(config)
+    mlps = dense * _mlp_matrices(config) + routed * _moe_matrices(config, active=True)
+    matrices = config.num_layers * _attention_matrices(config) + mlps + config.vocab_size * config.hidden_size
     width = config.num_heads * config.head_size
     attention = 12.0 * config.num_layers * width * sequence_length
     return 6.0 * matrices + (attention / 2 if causal else attention)
@@ -76,7 +93,33 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
     return None
 
 
-def _layer_matrices(config: ModelConfig) -> int:
-    """Entries of the seven matrices of a block."""
-    attention = 2 * (config.num_heads + config.num_kv_heads) * config.head_size
-    return config.hidden_size * (attention + 3 * config.mlp_size)
+def _num_blocks(config: ModelConfig) -> tuple[int, int]:
+    """Number of blocks (without experts, with experts)."""
+    dense = config.num_layers if config.moe is None else config.moe.first_dense
+    return dense, config.num_layers - dense
+
+
+def _attention_matrices(config: ModelConfig) -> int:
+    """Entries of the four matrices of a block's attention."""
+    return config.hidden_size * 2 * (config.num_heads + config.num_kv_heads) * config.head_size
+
+
+def _attention_params(config: ModelConfig) -> int:
+    """Parameters of a block without its MLP: attention with biases, and the norms."""
+    bias = (config.num_heads + 2 * config.num_kv_heads) * config.head_size if config.qkv_bias else 0
+    norms = 2 * config.hidden_size + (2 * config.head_size if config.qk_norm else 0)
+    return _attention_matrices(config) + bias + norms
+
+
+def _mlp_matrices(config: ModelConfig) -> int:
+    """Entries of the three matrices of a plain MLP."""
+    return 3 * config.hidden_size * config.mlp_size
+
+
+def _moe_matrices(config: ModelConfig, active: bool) -> int:
+    """Entries of a block's router and experts, all of them or those that work on one token."""
+    moe = config.moe
+    if moe is None:
+        return 0
+    experts = moe.experts_per_token if active else moe.experts
+    return config.hidden_size * (moe.experts + 3 * (experts * moe.expert_size + moe.shared_size))

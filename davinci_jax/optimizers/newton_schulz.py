@@ -97,9 +97,9 @@ def orthogonalize(
     """Returns `newton_schulz` of every matrix in `x`, in the shape, dtype and sharding of `x`.
 
     Newton-Schulz needs whole matrices, so where explicit sharding divides `x` along rows or columns, the mesh axes in
-    question are moved to the first stack axis: each device gathers and works on its own matrices and no work is done
-    twice. A stack that they do not divide is filled up with zero matrices. Matrices without a stack axis are gathered
-    and computed on every device. Both exchanges are made in `dtype`.
+    question are moved to a stack axis: each device gathers and works on its own matrices and no work is done twice. Of
+    several stack axes (layers, experts) it is the one that has to be filled up least, with zero matrices, to be divided
+    evenly. Matrices without a stack axis are gathered and computed on every device. Both exchanges are made in `dtype`.
 
     Args:
       x: float [*stack, *rows, *columns].
@@ -107,31 +107,35 @@ def orthogonalize(
       steps, coefficients, dtype: as in `newton_schulz`.
     """
     sharding = jax.typeof(x).sharding
-    whole, copies = _whole_matrices(sharding, matrix)
+    whole, filling = _whole_matrices(sharding, matrix, x.shape)
     y = x.astype(dtype)
-    if copies > 1:
-        y = jnp.pad(y, [(0, -x.shape[0] % copies)] + [(0, 0)] * (x.ndim - 1))
+    if any(filling):
+        y = jnp.pad(y, [(0, extra) for extra in filling])
     if whole is not None:
         y = jax.sharding.reshard(y, whole)
     y = newton_schulz(y.reshape(matrix.shape(y.shape)), steps, coefficients, dtype).reshape(y.shape)
     if whole is not None:
         y = jax.sharding.reshard(y, sharding.spec)
-    return y[: x.shape[0]].astype(x.dtype)
+    return (y[tuple(slice(size) for size in x.shape)] if any(filling) else y).astype(x.dtype)
 
 
-def _whole_matrices(sharding: jax.sharding.NamedSharding, matrix: Matrix) -> tuple[P | None, int]:
-    """Returns the spec under which every matrix lies on one device, and over how many devices axis 0 is spread.
+def _whole_matrices(
+    sharding: jax.sharding.NamedSharding, matrix: Matrix, shape: tuple[int, ...]
+) -> tuple[P | None, list[int]]:
+    """Returns the spec under which every matrix lies on one device, and by how much to lengthen each axis for it.
 
     The spec is `None` where matrices are whole already.
     """
+    filling = [0] * len(shape)
     spec = (*sharding.spec,)
     inside = [axes if isinstance(axes, tuple) else (axes,) for axes in spec[matrix.stack :] if axes is not None]
     moved = tuple(axis for axes in inside for axis in axes)
     if not moved:
-        return None, 1
+        return None, filling
     stack = list(spec[: matrix.stack])
-    copies = 1
-    if stack and stack[0] is None:
-        stack[0] = moved
+    free = [axis for axis, entry in enumerate(stack) if entry is None]
+    if free:
         copies = math.prod(sharding.mesh.shape[axis] for axis in moved)
-    return P(*stack, *[None] * (len(spec) - matrix.stack)), copies
+        axis = min(free, key=lambda axis: -shape[axis] % copies / shape[axis])
+        stack[axis], filling[axis] = moved, -shape[axis] % copies
+    return P(*stack, *[None] * (len(spec) - matrix.stack)), filling

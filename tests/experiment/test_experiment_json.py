@@ -143,7 +143,7 @@ OTHERWISE = [
     "run.seed=1", "model.vocab_size=65", "model.hidden_size=16", "model.num_layers=2", "model.num_heads=4",
     "model.num_kv_heads=2", "model.head_size=8", "model.mlp_size=32", "model.max_positions=64", "model.rope_base=5",
     'model.rope_scaling={"factor":8}', "model.norm_eps=1e-5", "model.qkv_bias=false", "model.tied_embeddings=false",
-    "model.init_std=0.1", "model.compute_dtype=float32", "model.z_loss=0.1", "data.sequence_length=16",
+    "model.qk_norm=true", 'model.moe={"experts":4,"experts_per_token":2,"expert_size":8}', "model.init_std=0.1", "model.compute_dtype=float32", "model.z_loss=0.1", "data.sequence_length=16",
     "data.packing=best_fit", "data.heldout=0.1", "data.sources.web.name=net", "data.sources.web.level=L4",
     "data.sources.web.tokens=7", 'data.sources.web.stages=["1"]', "data.sources.General.weight=1",
     "data.sources.web.loss=answers", "curriculum.1.name=first", "curriculum.1.tokens=900",

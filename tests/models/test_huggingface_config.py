@@ -119,7 +119,7 @@ def test_round_trip(raw):
 @pytest.mark.parametrize(
     ("base", "change", "told"),
     [
-        (QWEN2_5_3B, {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}, "architectures"),
+        (QWEN2_5_3B, {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, "architectures"),
         (QWEN2_5_3B, {"architectures": None, "model_type": "mistral"}, "model_type = 'mistral'"),
         (QWEN2_5_3B, {"architectures": None, "model_type": None}, "model_type"),
         (QWEN2_5_3B, {"model_type": "llama"}, "model_type = 'llama': contradicts"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import pathlib
 
 import jax
@@ -17,7 +18,7 @@ from davinci_jax.models.huggingface.config import read_config
 
 
 def load(folder: str | pathlib.Path) -> tuple[ModelConfig, decoder_lib.Decoder]:
-    """Loads a Qwen2, Qwen2.5 or Llama model from a local Hugging Face folder.
+    """Loads a Qwen2, Qwen2.5, Qwen3, Qwen3-MoE, GLM-4-MoE or Llama model from a local Hugging Face folder.
 
     Args:
       folder: holds config.json and model.safetensors, or model.safetensors.index.json and the files it lists.
@@ -36,8 +37,8 @@ def load(folder: str | pathlib.Path) -> tuple[ModelConfig, decoder_lib.Decoder]:
 def load_weights(config: ModelConfig, folder: str | pathlib.Path) -> decoder_lib.Decoder:
     """Loads the weights of a Hugging Face folder as a decoder of `config`; see `load`.
 
-    Each process reads only the slices that its own devices hold, one layer of one tensor at a time: beyond the
-    parameters themselves, host memory holds one stacked parameter of one device.
+    Each process reads only the slices that its own devices hold, one tensor at a time: beyond the parameters
+    themselves, host memory holds one stacked parameter of one device.
     """
     decoder_lib.check_divides(config)
     wanted = layout.entries(config)
@@ -56,18 +57,16 @@ def parameter_path(path: tuple) -> str:
 
 
 def _read(parts: list[tuple[layout.Entry, tensorfiles.StoredTensor]], leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    stacked = parts[0][0].layer is not None
+    stored, stacked = {entry.index: (entry, tensor) for entry, tensor in parts}, len(parts[0][0].index)
 
     def read_slice(index: tuple[slice, ...]) -> np.ndarray:
-        if not stacked:
-            entry, tensor = parts[0]
-            return np.asarray(entry.to_decoder(tensor.view(), leaf.shape)[index], np.float32, order="C", copy=True)
-        layers, rest = parts[index[0]], index[1:]
+        places = [range(size)[part] for part, size in zip(index[:stacked], leaf.shape, strict=False)]
         out = None
-        for i, (entry, tensor) in enumerate(layers):
-            layer = entry.to_decoder(tensor.view(), leaf.shape[1:])[rest]
-            out = np.empty((len(layers), *layer.shape), np.float32) if out is None else out
-            out[i] = layer
+        for here in itertools.product(*(enumerate(one) for one in places)):
+            entry, tensor = stored[tuple(place for _, place in here)]
+            part = entry.to_decoder(tensor.view(), leaf.shape[stacked:])[index[stacked:]]
+            out = np.empty((*map(len, places), *part.shape), np.float32) if out is None else out
+            out[tuple(number for number, _ in here)] = part
         return out
 
     return jax.make_array_from_callback(leaf.shape, _placement(leaf), read_slice)

@@ -38,8 +38,8 @@ def save(
 ) -> None:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` of transformers load.
 
-    The architecture is Qwen2ForCausalLM with `config.qkv_bias`, else LlamaForCausalLM. The folder appears under its
-    name only when it is whole. Host memory holds the tensors of one file at a time.
+    The architecture is the one of `config.ARCHITECTURES` that computes what `config` describes. The folder appears
+    under its name only when it is whole. Host memory holds the tensors of one file at a time.
 
     Args:
       decoder: parameters, all of them addressable from this process.
@@ -119,7 +119,7 @@ def _write_weights(decoder: Decoder, shards: list[list[layout.Entry]], dtype: st
 
 def _tensor(decoder: Decoder, entry: layout.Entry, dtype: str) -> np.ndarray:
     parameter = operator.attrgetter(entry.path)(decoder)[...]
-    host = np.asarray(parameter if entry.layer is None else _layer(parameter, entry.layer))
+    host = np.asarray(_part(parameter, entry.index) if entry.index else parameter)
     with np.errstate(over="ignore"):
         tensor = np.ascontiguousarray(entry.from_decoder(host), DTYPES[_STORED[dtype]])
     if dtype == "float16" and np.isinf(tensor).any() and not np.isinf(host).any():
@@ -127,10 +127,12 @@ def _tensor(decoder: Decoder, entry: layout.Entry, dtype: str) -> np.ndarray:
     return tensor
 
 
-# Traced index: one compilation a parameter, not one a layer.
+# Traced index: one compilation a parameter, not one a layer or expert.
 @jax.jit
-def _layer(parameter: jax.Array, layer: int) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(parameter, layer, keepdims=False)
+def _part(parameter: jax.Array, index: tuple[int, ...]) -> jax.Array:
+    for place in index:
+        parameter = jax.lax.dynamic_index_in_dim(parameter, place, keepdims=False)
+    return parameter
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
