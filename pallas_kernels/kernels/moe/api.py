@@ -1,0 +1,139 @@
+"""The MLP of a mixture of experts: gather, gate and up, SwiGLU, down, weighted combine."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from pallas_kernels.errors import ArgumentError
+from pallas_kernels.kernels.grouped_matmul import GroupedMatmulConfig, dispatch
+from pallas_kernels.kernels.grouped_matmul import api as grouped
+from pallas_kernels.kernels.routing import Routing
+from pallas_kernels.partition import vary_alike
+
+RESIDUALS = ("moe_gate", "moe_up")  # the names under which x gate and x up can be kept by a remat policy
+
+
+@dataclasses.dataclass(frozen=True)
+class MoeConfig:
+    """Block sizes of the products with gate and up [D, F], and of those with down [F, D]."""
+
+    up: GroupedMatmulConfig = GroupedMatmulConfig()
+    down: GroupedMatmulConfig = GroupedMatmulConfig()
+
+
+def moe_mlp(
+    x: jax.Array,
+    routing: Routing,
+    gate: jax.Array,
+    up: jax.Array,
+    down: jax.Array,
+    *,
+    backend: dispatch.Backend = "auto",
+    config: MoeConfig | None = None,
+) -> jax.Array:
+    """out[n] = sum over j of weights[n, j] * (silu(x[n] gate[e]) * (x[n] up[e])) down[e] with e = experts[n, j].
+
+    Every expert multiplies just the tokens routed to it, with no capacity (Gale et al. 2022, arXiv 2211.15841). The
+    weights are applied in float32 after the last product. Gradients go to `x`, the three matrices and
+    `routing.weights`; the last comes from the hidden activations, so that outputs of single experts are not kept
+    (Guo et al. 2025, arXiv 2512.14080). x gate and x up carry the names "moe_gate" and "moe_up" for remat policies.
+
+    F may be divided over a mesh. Tokens may be, too, inside a `shard_map` that also calls `route`, as permutation and
+    group sizes are those of the tokens at hand.
+
+    Args:
+      x: [N, D], float32, bfloat16 or float16.
+      routing: as `route` gives it for these N tokens and E experts.
+      gate: [E, D, F] of the dtype of `x`.
+      up: [E, D, F].
+      down: [E, F, D].
+      backend: "auto" takes the Pallas kernels where there are such for the device and shapes, "pallas" insists.
+      config: block sizes of the kernels; None looks them up.
+
+    Returns:
+      [N, D] in the dtype of `x`; zeros for a token without an expert.
+
+    Raises:
+      ArgumentError: shapes or dtypes that do not fit together; it names the argument.
+      UnsupportedError: `backend` is "pallas" and there is no kernel for this case.
+    """
+    _check(x, routing, gate, up, down)
+    chosen = dispatch.choose("moe_mlp", backend, x.shape[1], gate.shape[2], x.dtype)
+    arrays = (x, routing.weights, gate, up, down, routing.group_sizes, routing.permutation, routing.inverse)
+    return _mlp(*vary_alike(*arrays), (chosen, config or MoeConfig()))
+
+
+def _check(x, routing, gate, up, down) -> None:
+    name = "moe_mlp"
+    if x.ndim != 2 or x.dtype not in grouped.DTYPES:
+        raise ArgumentError(name, "x", f"is {x.dtype}{list(x.shape)}", "give floating numbers (tokens, width)")
+    (tokens, width), experts = x.shape, routing.group_sizes.shape[0]
+    if routing.experts.shape[0] != tokens:
+        problem = f"is of {routing.experts.shape[0]} tokens, x has {tokens}"
+        raise ArgumentError(name, "routing", problem, "route the same tokens")
+    for argument, w in (("gate", gate), ("up", up), ("down", down)):
+        if w.ndim != 3 or w.shape[0] != experts or w.shape[2 if argument == "down" else 1] != width:
+            problem = f"has shape {w.shape} for {experts} experts and tokens of width {width}"
+            order = "(experts, inner width, width)" if argument == "down" else "(experts, width, inner width)"
+            raise ArgumentError(name, argument, problem, f"give {order}")
+        if w.dtype != x.dtype:
+            raise ArgumentError(name, argument, f"is {w.dtype}, x is {x.dtype}", "give all in one dtype")
+    for argument, inner in (("up", up.shape[2]), ("down", down.shape[1])):
+        if inner != gate.shape[2]:
+            problem = f"has the inner width {inner}, gate has {gate.shape[2]}"
+            raise ArgumentError(name, argument, problem, "give one inner width")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
+def _mlp(x, weights, gate, up, down, group_sizes, permutation, inverse, static):
+    backend, config = static
+    rows = permutation // weights.shape[1]
+    hidden = dispatch.gated_product(backend, x, gate, up, group_sizes, rows=rows, config=config.up.forward)[0]
+    return _combine(backend, hidden, weights, down, group_sizes, inverse, config).astype(x.dtype)
+
+
+def _mlp_fwd(x, weights, gate, up, down, group_sizes, permutation, inverse, static):
+    backend, config = static
+    rows = permutation // weights.shape[1]
+    hidden, gated, plain = dispatch.gated_product(
+        backend, x, gate, up, group_sizes, rows=rows, keep=True, config=config.up.forward
+    )
+    gated, plain = (checkpoint_name(y, name) for y, name in zip((gated, plain), RESIDUALS, strict=True))
+    out = _combine(backend, hidden, weights, down, group_sizes, inverse, config).astype(x.dtype)
+    return out, (x, weights, gate, up, down, group_sizes, permutation, inverse, gated, plain)
+
+
+def _combine(backend, hidden, weights, down, group_sizes, inverse, config) -> jax.Array:
+    """Each token's sum over its experts, in float32."""
+    outputs = dispatch.product(backend, hidden, down, group_sizes, config=config.down.forward)
+    outputs = outputs[inverse].reshape(*weights.shape, -1)
+    return jnp.sum(outputs.astype(jnp.float32) * weights[..., None], axis=1)
+
+
+def _mlp_bwd(static, residuals, dout):
+    x, weights, gate, up, down, group_sizes, permutation, inverse, gated, plain = residuals
+    backend, config = static
+    rows = permutation // weights.shape[1]
+    sorted_weights = weights.reshape(-1)[permutation][:, None]
+    hidden = jax.nn.silu(gated.astype(jnp.float32)) * plain.astype(jnp.float32)
+
+    dsorted = dout[rows]
+    dhidden = dispatch.product(backend, dsorted, down, group_sizes, transpose_w=True, config=config.down.grad_x)
+    dhidden = dhidden.astype(jnp.float32)
+    dweights = jnp.sum(dhidden * hidden, axis=1)[inverse].reshape(weights.shape)  # <dout, hidden down> by either side
+    weighted = (hidden * sorted_weights).astype(x.dtype)
+    ddown = grouped.grad_w(backend, weighted, dsorted, group_sizes, None, False, config.down)
+
+    dgated, dplain = (d.astype(x.dtype) for d in grouped.swiglu_grad(gated, plain, dhidden * sorted_weights))
+    dx = grouped.grad_x(backend, dgated, gate, group_sizes, False, config.up)
+    dx += grouped.grad_x(backend, dplain, up, group_sizes, False, config.up)
+    dx = jnp.sum(dx[inverse].reshape(*weights.shape, -1).astype(jnp.float32), axis=1).astype(x.dtype)
+    dgate = grouped.grad_w(backend, x, dgated, group_sizes, rows, False, config.up)
+    dup = grouped.grad_w(backend, x, dplain, group_sizes, rows, False, config.up)
+    return dx, dweights, dgate, dup, ddown, None, None, None
+
+
+_mlp.defvjp(_mlp_fwd, _mlp_bwd)

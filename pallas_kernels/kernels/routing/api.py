@@ -1,0 +1,148 @@
+"""The public router: checks, selection of experts, the sort by expert, gradients of the weights."""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.errors import ArgumentError, UnsupportedError
+from pallas_kernels.kernels.routing import xla
+from pallas_kernels.kernels.routing.spec import RoutingSpec
+
+
+class Routing(NamedTuple):
+    """Which experts each token goes to, and the order of these assignments by expert.
+
+    Assignment n * k + j is the j-th expert of token n; experts of a token come in the order of their scores.
+
+    Attributes:
+      experts: [N, k] int32; E where fewer than k were chosen, or the expert was full.
+      weights: [N, k] float32; 0 where `experts` is E.
+      group_sizes: [E] int32, assignments of each expert.
+      permutation: [N * k] int32, the assignment at each place of the order by expert; those without an expert last.
+      inverse: [N * k] int32, the place of each assignment.
+      scores: [N, E] float32, without the bias.
+    """
+
+    experts: jax.Array
+    weights: jax.Array
+    group_sizes: jax.Array
+    permutation: jax.Array
+    inverse: jax.Array
+    scores: jax.Array
+
+
+def route(
+    logits: jax.Array,
+    *,
+    top_k: int,
+    score: Literal["softmax", "sigmoid"] = "softmax",
+    bias: jax.Array | None = None,
+    groups: tuple[int, int] | None = None,
+    threshold: float | None = None,
+    normalize: bool = True,
+    scale: float = 1.0,
+    capacity: int | None = None,
+    backend: Literal["auto", "pallas", "xla"] = "auto",
+    config: None = None,
+) -> Routing:
+    """Chooses experts for each token and sorts the choices by expert.
+
+    Scores are softmax(logits) or sigmoid(logits) in float32; the k largest of scores + bias are chosen, equal ones by
+    the lower index. `bias` shifts the choice alone, never the weights: it balances experts without an auxiliary loss
+    (Wang et al. 2024, arXiv 2408.15664; DeepSeek-V3, arXiv 2412.19437). Gradients go from `weights` and `scores`
+    to `logits`.
+
+    With logits divided over a mesh, `jit` gives one order of all tokens; inside a `shard_map` each device has its own.
+
+    Args:
+      logits: [N, E], any floating dtype.
+      top_k: k, experts of a token at most.
+      score: what makes scores of logits.
+      bias: [E] float32, added to the scores for the choice.
+      groups: (number, kept): experts in this many equal groups, of which a token sees the best by the sum of their two
+        largest biased scores (arXiv 2412.19437).
+      threshold: only experts whose biased score is at least this are chosen, k at most, perhaps none.
+      normalize: weights of a token's chosen experts are divided by their sum.
+      scale: multiplies the weights.
+      capacity: an expert takes this many assignments at most, in the order of tokens; later ones are dropped, and the
+        weights of the others stay as they are. None drops nothing.
+      backend: "auto" and "xla" are the same: there is no kernel.
+      config: None; there is nothing to configure.
+
+    Returns:
+      The experts, their weights and the order by expert.
+
+    Raises:
+      ArgumentError: shapes, dtypes or values that do not fit together; it names the argument.
+      UnsupportedError: `backend` is "pallas".
+    """
+    _check(logits, top_k, score, bias, groups, threshold, capacity)
+    if backend not in ("auto", "pallas", "xla"):
+        raise ArgumentError("route", "backend", f"is {backend!r}", "choose auto, pallas or xla")
+    if backend == "pallas":
+        raise UnsupportedError("route", backend, "there is no routing kernel: XLA's operations were as fast")
+    if config is not None:
+        raise ArgumentError("route", "config", f"is {config!r}", "give None: nothing can be configured")
+    spec = RoutingSpec(top_k, score, groups, threshold, normalize, scale, capacity)
+    return Routing(*_route(logits, bias, spec))
+
+
+def _check(logits, top_k, score, bias, groups, threshold, capacity) -> None:
+    if logits.ndim != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ArgumentError(
+            "route", "logits", f"is {logits.dtype}{list(logits.shape)}", "give floating (tokens, experts)"
+        )
+    experts = logits.shape[1]
+    if not 1 <= top_k <= experts:
+        raise ArgumentError("route", "top_k", f"is {top_k}, with {experts} experts", "give a number from 1 to these")
+    if score not in ("softmax", "sigmoid"):
+        raise ArgumentError("route", "score", f"is {score!r}", "choose softmax or sigmoid")
+    if bias is not None and bias.shape != (experts,):
+        raise ArgumentError("route", "bias", f"has shape {bias.shape}", f"give one for each of {experts} experts")
+    if groups is not None:
+        number, kept = groups
+        if number < 1 or experts % number:
+            raise ArgumentError(
+                "route", "groups", f"are {number}, which do not divide {experts} experts", "give a divisor"
+            )
+        if not 1 <= kept <= number:
+            raise ArgumentError("route", "groups", f"keep {kept} of {number}", "keep at least one, at most all")
+        if kept * (experts // number) < top_k:
+            problem = f"keep {kept * (experts // number)} experts, fewer than top_k = {top_k}"
+            raise ArgumentError("route", "groups", problem, "keep more groups")
+    if threshold is not None and not isinstance(threshold, (int, float)):
+        raise ArgumentError("route", "threshold", f"is {type(threshold).__name__}", "give a Python number")
+    if capacity is not None and capacity < 1:
+        raise ArgumentError("route", "capacity", f"is {capacity}", "give a positive number, or None")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _route(logits, bias, spec: RoutingSpec):
+    return _route_fwd(logits, bias, spec)[0]
+
+
+def _route_fwd(logits, bias, spec: RoutingSpec):
+    scores = xla.scores(logits, spec)
+    chosen = xla.select(scores, bias, spec)
+    weights = xla.weights(scores, chosen, spec)
+    experts, group_sizes, permutation, inverse = xla.sort(chosen, logits.shape[1], spec)
+    weights = jnp.where(experts < logits.shape[1], weights, 0.0)
+    return (experts, weights, group_sizes, permutation, inverse, scores), (logits, bias, chosen, experts)
+
+
+def _route_bwd(spec: RoutingSpec, residuals, gradients):
+    logits, bias, chosen, experts = residuals
+    dweights, dscores = gradients[1], gradients[5]
+
+    def outputs(logits):
+        scores = xla.scores(logits, spec)
+        return xla.weights(scores, chosen, spec), scores
+
+    dweights = jnp.where(experts < logits.shape[1], dweights, 0.0)
+    dlogits = jax.vjp(outputs, logits)[1]((dweights, dscores))[0]
+    return dlogits, None if bias is None else jnp.zeros_like(bias)
+
+
+_route.defvjp(_route_fwd, _route_bwd)

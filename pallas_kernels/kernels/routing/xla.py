@@ -1,0 +1,77 @@
+"""Routing in XLA's operations. The sort is by counting: a place is an expert's first plus the earlier tokens there."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+
+from pallas_kernels.kernels.routing.spec import RoutingSpec
+
+
+def scores(logits: jax.Array, spec: RoutingSpec) -> jax.Array:
+    """[N, E] -> [N, E] float32."""
+    logits = logits.astype(jnp.float32)
+    return jax.nn.softmax(logits, axis=-1) if spec.score == "softmax" else jax.nn.sigmoid(logits)
+
+
+def select(scores: jax.Array, bias: jax.Array | None, spec: RoutingSpec) -> jax.Array:
+    """The chosen experts, [N, k] int32, in the order of their biased scores; E where the threshold leaves fewer."""
+    experts = scores.shape[1]
+    biased = scores if bias is None else scores + bias.astype(jnp.float32)
+    if spec.groups is not None:
+        biased = _keep_groups(biased, *spec.groups)
+    best, chosen = lax.top_k(biased, spec.top_k)
+    if spec.threshold is not None:
+        chosen = jnp.where(best >= spec.threshold, chosen, experts)
+    return chosen.astype(jnp.int32)
+
+
+def _keep_groups(biased: jax.Array, number: int, kept: int) -> jax.Array:
+    """-inf in all groups but the best."""
+    grouped = biased.reshape(biased.shape[0], number, -1)
+    two = lax.top_k(grouped, min(2, grouped.shape[2]))[0]
+    best = lax.top_k(jnp.sum(two, axis=-1), kept)[1]
+    keep = jnp.any(best[:, :, None] == jnp.arange(number), axis=1)
+    return jnp.where(keep[:, :, None], grouped, -jnp.inf).reshape(biased.shape)
+
+
+def weights(scores: jax.Array, chosen: jax.Array, spec: RoutingSpec) -> jax.Array:
+    """[N, k] float32: the scores of the chosen, 0 where there is none."""
+    mine = jnp.sum(jnp.where(_one_hot(chosen, scores.shape[1]), scores[:, None], 0.0), axis=-1)
+    if spec.normalize:
+        total = jnp.sum(mine, axis=-1, keepdims=True)
+        mine = mine / jnp.where(total > 0, total, 1.0)
+    return mine * spec.scale
+
+
+def sort(chosen: jax.Array, experts: int, spec: RoutingSpec) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(experts [N, k], group_sizes [E], permutation [N k], inverse [N k]); with a capacity, later ones go to E."""
+    chosen = _undivided(chosen)
+    routed = _one_hot(chosen, experts)
+    mine = jnp.any(routed, axis=1).astype(jnp.int32)  # a token has an expert once at most
+    before = jnp.cumsum(mine, axis=0) - mine
+    rank = jnp.sum(jnp.where(routed, before[:, None], 0), axis=-1)
+    sizes = jnp.sum(mine, axis=0)
+    if spec.capacity is not None:
+        chosen = jnp.where(rank < spec.capacity, chosen, experts)
+        sizes = jnp.minimum(sizes, spec.capacity)
+    starts = jnp.cumsum(sizes) - sizes
+    first = jnp.sum(jnp.where(_one_hot(chosen, experts), starts, 0), axis=-1)
+    absent = (chosen == experts).astype(jnp.int32).reshape(-1)
+    last = jnp.sum(sizes) + jnp.cumsum(absent) - absent
+    inverse = jnp.where(absent == 1, last, (first + rank).reshape(-1))
+    count = inverse.shape[0]
+    permutation = jnp.zeros(count, jnp.int32).at[inverse].set(lax.iota(jnp.int32, count), unique_indices=True)
+    return chosen, sizes, permutation, inverse
+
+
+def _one_hot(chosen: jax.Array, experts: int) -> jax.Array:
+    """[N, k, E] bool."""
+    return chosen[..., None] == jnp.arange(experts, dtype=jnp.int32)
+
+
+def _undivided(x: jax.Array) -> jax.Array:
+    """On explicit mesh axes sums along tokens must be asked for on one device; a few bytes a token."""
+    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        return x
+    return jax.sharding.reshard(x, PartitionSpec(*[None] * x.ndim))

@@ -1,0 +1,200 @@
+"""`grouped_matmul` in XLA's operations against float64 NumPy: products, gradients, batches, meshes, errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from grouped_reference import KINDS, TOLERANCE, close, gated, gated_gradients, product, sizes, transposed
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from pallas_kernels import target
+from pallas_kernels.errors import ArgumentError, UnsupportedError
+from pallas_kernels.kernels.grouped_matmul import grouped_matmul, grouped_matmul_transposed
+
+GPU = target.Target("gpu", "some GPU")  # no kernel: XLA's batched form, which the CPU can run as well
+
+
+def arrays(rows=150, depth=24, columns=20, groups=5, dtype=jnp.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = ((rows, depth), (groups, depth, columns), (groups, depth, columns), (rows, columns))
+    return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+@pytest.fixture(params=["loop", "batched"])
+def form(request):
+    """Both forms of the reference: that for CPU and TPU, and that for GPUs."""
+    if request.param == "loop":
+        yield
+    else:
+        with target.compiling_for(GPU):
+            yield
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("kind", KINDS)
+def test_product_and_gradients(kind):
+    x, w, _, dy = arrays()
+    group_sizes = sizes(kind, 5, 150)
+    y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, jnp.asarray(group_sizes)), x, w)
+    close(y, product(x, w, group_sizes))
+    dx, dw = pull(dy)
+    close(dx, product(dy, np.swapaxes(w, 1, 2), group_sizes))
+    close(dw, transposed(x, dy, group_sizes))
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("kind", ["some empty", "short"])
+def test_gated_and_gradients(kind):
+    x, gate, up, dy = arrays()
+    group_sizes = sizes(kind, 5, 150)
+    f = functools.partial(grouped_matmul, activation="swiglu")
+    y, pull = jax.vjp(lambda x, gate, up: f(x, (gate, up), jnp.asarray(group_sizes)), x, gate, up)
+    close(y, gated(x, gate, up, group_sizes))
+    for got, expected in zip(pull(dy), gated_gradients(x, gate, up, group_sizes, np.asarray(dy)), strict=True):
+        close(got, expected)
+
+
+@pytest.mark.usefixtures("form")
+def test_gathered_rows_and_transposed_weights():
+    x, w, _, dy = arrays()
+    group_sizes = sizes("short", 5, 150)
+    rows = np.random.default_rng(1).integers(0, 40, 150).astype(np.int32)
+    f = functools.partial(grouped_matmul, rows=jnp.asarray(rows), transpose_w=True)
+    flipped = jnp.swapaxes(w, 1, 2)
+    y, pull = jax.vjp(lambda x, w: f(x, w, jnp.asarray(group_sizes)), x[:40], flipped)
+    close(y, product(x[rows], w, group_sizes))
+    dx, dw = pull(dy)
+    expected = np.zeros((40, 24))
+    np.add.at(expected, rows, product(dy, flipped, group_sizes))
+    close(dx, expected)
+    close(dw, transposed(dy, x[rows], group_sizes))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_dtypes(dtype):
+    x, gate, up, dy = arrays(dtype=dtype)
+    group_sizes = sizes("random", 5, 150)
+    y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, jnp.asarray(group_sizes)), x, gate)
+    assert y.dtype == jnp.dtype(dtype)
+    close(y, product(x, gate, group_sizes), dtype)
+    for got, expected in zip(
+        pull(dy), (product(dy, np.swapaxes(gate, 1, 2), group_sizes), transposed(x, dy, group_sizes)), strict=True
+    ):
+        assert got.dtype == jnp.dtype(dtype)
+        close(got, expected, dtype)
+    wide = grouped_matmul(x, (gate, up), jnp.asarray(group_sizes), activation="swiglu", out_dtype=jnp.float32)
+    close(wide, gated(x, gate, up, group_sizes), "float32")
+    assert TOLERANCE[dtype] > TOLERANCE["float32"]
+
+
+def test_rows_past_the_sum_may_hold_anything():
+    x, w, _, dy = arrays()
+    group_sizes = sizes("short", 5, 150)
+    x, dy = (z.at[group_sizes.sum() :].set(jnp.nan) for z in (x, dy))
+    y = grouped_matmul(x, w, jnp.asarray(group_sizes))
+    np.testing.assert_array_equal(y[group_sizes.sum() :], 0)
+    assert np.isfinite(grouped_matmul_transposed(x, dy, jnp.asarray(group_sizes))).all()
+
+
+def test_vmap():
+    x, w, _, dy = (jnp.stack(pair) for pair in zip(arrays(seed=1), arrays(seed=2), strict=True))
+    group_sizes = np.stack([sizes("some empty", 5, 150), sizes("one", 5, 150)])
+
+    def loss(x, w, group_sizes, dy):
+        return jnp.sum(jax.vmap(grouped_matmul)(x, w, group_sizes) * dy)
+
+    dx, dw = jax.grad(loss, (0, 1))(x, w, jnp.asarray(group_sizes), dy)
+    shared = jax.vmap(grouped_matmul, (0, None, 0))(x, w[0], jnp.asarray(group_sizes))
+    for i in range(2):
+        close(dx[i], product(dy[i], np.swapaxes(w[i], 1, 2), group_sizes[i]))
+        close(dw[i], transposed(x[i], dy[i], group_sizes[i]))
+        close(shared[i], product(x[i], w[0], group_sizes[i]))
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("activation", [None, "swiglu"])
+def test_columns_divided_over_a_mesh(axis_type, activation):
+    x, gate, up, dy = arrays()
+    group_sizes = jnp.asarray(sizes("random", 5, 150))
+    mesh = jax.make_mesh((4,), ("model",), (axis_type,))
+
+    def loss(x, gate, up):
+        w = gate if activation is None else (gate, up)
+        return jnp.sum(grouped_matmul(x, w, group_sizes, activation=activation) * dy)
+
+    expected = jax.grad(loss, (0, 1, 2))(x, gate, up)
+    with jax.set_mesh(mesh):
+        divided = [jax.device_put(w, NamedSharding(mesh, PartitionSpec(None, None, "model"))) for w in (gate, up)]
+        dy = jax.device_put(dy, NamedSharding(mesh, PartitionSpec(None, "model")))
+        got = jax.jit(jax.grad(loss, (0, 1, 2)))(x, *divided)
+    for a, b in zip(got, expected, strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_in_shard_map_each_device_has_its_own_groups(check_vma):
+    x, w, _, dy = arrays(rows=160)
+    group_sizes = np.concatenate([sizes("some empty", 5, 80, seed) for seed in range(2)])
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,))
+    rows = PartitionSpec("data")
+
+    def loss(x, w, group_sizes, dy):
+        y = jnp.sum(grouped_matmul(x, w, group_sizes) * dy)
+        return y[None]
+
+    mapped = jax.shard_map(
+        loss, mesh=mesh, in_specs=(rows, PartitionSpec(), rows, rows), out_specs=rows, check_vma=check_vma
+    )
+    dx, dw = jax.jit(jax.grad(lambda x, w: jnp.sum(mapped(x, w, group_sizes, dy)), (0, 1)))(x, w)
+    parts = [(slice(80 * i, 80 * i + 80), group_sizes[5 * i : 5 * i + 5]) for i in range(2)]
+    close(dx, np.concatenate([product(dy[part], np.swapaxes(w, 1, 2), own) for part, own in parts]))
+    close(dw, sum(transposed(x[part], dy[part], own) for part, own in parts))
+
+
+def test_explicitly_divided_rows_are_refused():
+    x, w, _, _ = arrays(rows=160)
+    mesh = jax.make_mesh((4,), ("data",), (AxisType.Explicit,))
+    with jax.set_mesh(mesh), pytest.raises(ArgumentError, match="divided along `m`"):
+        x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data", None)))
+        grouped_matmul(x, w, jnp.asarray(sizes("random", 5, 160)))
+
+
+@pytest.mark.parametrize(
+    ("argument", "change"),
+    [
+        ("x", {"x": jnp.zeros((2, 150, 24))}),
+        ("x", {"x": jnp.zeros((150, 24), jnp.int32)}),
+        ("w", {"w": jnp.zeros((5, 20, 24))}),
+        ("w", {"w": jnp.zeros((4, 24, 20))}),
+        ("w", {"w": jnp.zeros((5, 24, 20), jnp.bfloat16)}),
+        ("w", {"activation": "swiglu"}),
+        ("w", {"w": (jnp.zeros((5, 24, 20)), jnp.zeros((5, 24, 20)))}),
+        ("activation", {"activation": "gelu"}),
+        ("group_sizes", {"group_sizes": np.zeros((5, 1), np.int32)}),
+        ("group_sizes", {"group_sizes": np.zeros(5, np.int64)}),
+        ("group_sizes", {"group_sizes": np.array([100, 0, 0, 51, 0], np.int32)}),
+        ("group_sizes", {"group_sizes": jnp.array([100, 0, 0, -1, 0], jnp.int32)}),
+        ("rows", {"rows": np.zeros(150)}),
+        ("backend", {"backend": "triton"}),
+    ],
+)
+def test_errors_name_the_argument(argument, change):
+    x, w, _, _ = arrays()
+    given = {"x": x, "w": w, "group_sizes": jnp.asarray(sizes("random", 5, 150)), **change}
+    with pytest.raises(ArgumentError) as caught:
+        grouped_matmul(**given)
+    assert caught.value.argument == argument
+
+
+def test_a_named_kernel_needs_its_device():
+    x, w, _, _ = arrays()
+    with pytest.raises(UnsupportedError, match="no kernel for cpu"):
+        grouped_matmul(x, w, jnp.asarray(sizes("random", 5, 150)), backend="pallas")
+
+
+def test_no_rows():
+    y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, jnp.zeros(5, jnp.int32)), jnp.zeros((0, 24)), arrays()[1])
+    assert y.shape == (0, 20)
+    np.testing.assert_array_equal(pull(y)[1], np.zeros((5, 24, 20)))

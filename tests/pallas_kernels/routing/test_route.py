@@ -1,0 +1,174 @@
+"""`route` against plain loops in float64: choice, weights, order by expert, gradients, errors."""
+
+import functools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from routing_reference import route as reference
+
+from pallas_kernels.errors import ArgumentError, UnsupportedError
+from pallas_kernels.kernels.routing import Routing, load_balancing_loss, route, router_z_loss
+
+CASES = {
+    "softmax": {"top_k": 3},
+    "raw weights": {"top_k": 2, "normalize": False, "scale": 2.5},
+    "sigmoid, bias": {"top_k": 3, "score": "sigmoid", "bias": True, "scale": 1.5},
+    "groups": {"top_k": 3, "score": "sigmoid", "bias": True, "groups": (4, 2)},
+    "groups of one": {"top_k": 3, "groups": (12, 4)},
+    "threshold": {"top_k": 4, "score": "sigmoid", "threshold": 0.6},
+    "threshold that none reach": {"top_k": 4, "threshold": 2.0},
+    "capacity": {"top_k": 2, "capacity": 5},
+    "capacity, threshold, groups": {"top_k": 3, "score": "sigmoid", "threshold": 0.4, "groups": (3, 2), "capacity": 3},
+    "all experts": {"top_k": 12},
+}
+
+
+def inputs(seed, tokens, experts, options):
+    """Logits, some of them equal, and the options with a bias in place of True."""
+    rng = np.random.default_rng(seed)
+    logits = np.round(rng.standard_normal((tokens, experts)) * 2, 1).astype(np.float32)
+    options = dict(options)
+    if options.get("bias"):
+        options["bias"] = (rng.standard_normal(experts) * 0.2).astype(np.float32)
+    return logits, options
+
+
+def compare(routing: Routing, expected) -> None:
+    for name, expects in zip(Routing._fields, expected, strict=True):
+        got = np.asarray(getattr(routing, name))
+        if name in ("weights", "scores"):
+            assert got.dtype == np.float32
+            np.testing.assert_allclose(got, expects, atol=3e-6, err_msg=name)
+        else:
+            assert got.dtype == np.int32
+            np.testing.assert_array_equal(got, expects, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_loops(case):
+    logits, options = inputs(0, 20, 12, CASES[case])
+    compare(route(logits, **options), reference(logits, **options))
+
+
+def test_ties_go_to_the_lower_index():
+    routing = route(jnp.zeros((3, 8)), top_k=2, groups=(4, 2))
+    np.testing.assert_array_equal(routing.experts, [[0, 1]] * 3)
+
+
+@hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
+@hypothesis.given(st.integers(0, 1000), st.sampled_from([1, 7, 16]), st.sampled_from(["softmax", "sigmoid"]), st.data())
+def test_equals_loops_at_random(seed, tokens, score, data):
+    options = {
+        "score": score,
+        "top_k": data.draw(st.sampled_from([1, 3])),
+        "bias": data.draw(st.booleans()) or None,
+        "groups": data.draw(st.sampled_from([None, (2, 1), (4, 2)])),
+        "threshold": data.draw(st.sampled_from([None, 0.3])),
+        "capacity": data.draw(st.sampled_from([None, 2])),
+    }
+    logits, options = inputs(seed, tokens, 16, options)
+    compare(route(logits, **options), reference(logits, **options))
+
+
+@pytest.mark.parametrize("case", ["softmax", "raw weights", "groups", "capacity, threshold, groups"])
+def test_gradient_equals_finite_differences(case):
+    _, options = inputs(1, 6, 12, CASES[case])
+    rng = np.random.default_rng(2)
+    logits = rng.standard_normal((6, 12)).astype(np.float32)  # no two of them equal: steps change no choice
+    a, b = rng.standard_normal((6, options["top_k"])), rng.standard_normal((6, 12))
+
+    def loss(logits):
+        routing = route(logits, **options)
+        return jnp.sum(routing.weights * a) + jnp.sum(routing.scores * b)
+
+    def expected_loss(logits):
+        _, weights, *_, scores = reference(logits, **options)
+        return np.sum(weights * a) + np.sum(scores * b)
+
+    got = jax.grad(loss)(jnp.asarray(logits))
+    logits = logits.astype(np.float64)
+    expected = np.zeros_like(logits)
+    for index in np.ndindex(logits.shape):
+        step = np.zeros_like(logits)
+        step[index] = 1e-5
+        expected[index] = (expected_loss(logits + step) - expected_loss(logits - step)) / 2e-5
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_divided_tokens_have_one_order_under_jit(axis_type):
+    logits, options = inputs(4, 16, 12, CASES["groups"])
+    mesh = jax.make_mesh((4,), ("data",), (axis_type,))
+    with jax.set_mesh(mesh):
+        divided = jax.device_put(logits, NamedSharding(mesh, PartitionSpec("data", None)))
+        routing = jax.jit(functools.partial(route, **options))(divided)
+        gradient = jax.jit(jax.grad(lambda x: jnp.sum(route(x, **options).weights ** 2)))(divided)
+    compare(routing, reference(logits, **options))
+    assert gradient.shape == logits.shape
+
+
+def test_in_shard_map_each_device_has_its_own_order():
+    logits, options = inputs(5, 16, 12, CASES["capacity"])
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,))
+    rows = PartitionSpec("data")
+    parts = jax.jit(
+        jax.shard_map(functools.partial(route, **options), mesh=mesh, in_specs=(rows,), out_specs=Routing(*[rows] * 6))
+    )(logits)
+    for i in range(2):
+        mine = Routing(*(x[i * len(x) // 2 : (i + 1) * len(x) // 2] for x in parts))
+        compare(mine, reference(logits[8 * i : 8 * i + 8], **options))
+
+
+def test_bfloat16_logits():
+    logits, options = inputs(6, 8, 12, {"top_k": 3})
+    logits = jnp.asarray(logits, jnp.bfloat16)
+    compare(route(logits, **options), reference(np.asarray(logits, np.float32), **options))
+
+
+def test_losses():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((10, 4))
+    _, _, sizes, _, _, scores = reference(logits, top_k=2, score="sigmoid")
+    shares = scores / scores.sum(axis=1, keepdims=True)
+    expected = 4 * np.sum(sizes / 20 * shares.mean(axis=0))
+    np.testing.assert_allclose(load_balancing_loss(jnp.asarray(scores), jnp.asarray(sizes)), expected, rtol=1e-5)
+    balanced = load_balancing_loss(jnp.full((8, 4), 0.25), jnp.full(4, 2, jnp.int32))
+    np.testing.assert_allclose(balanced, 1.0, rtol=1e-6)
+    expected = np.mean(np.log(np.exp(logits).sum(axis=1)) ** 2)
+    np.testing.assert_allclose(router_z_loss(jnp.asarray(logits)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "options"),
+    [
+        ("top_k", {"top_k": 13}),
+        ("top_k", {"top_k": 0}),
+        ("score", {"top_k": 2, "score": "relu"}),
+        ("bias", {"top_k": 2, "bias": np.zeros(3, np.float32)}),
+        ("groups", {"top_k": 2, "groups": (5, 2)}),
+        ("groups", {"top_k": 2, "groups": (4, 5)}),
+        ("groups", {"top_k": 4, "groups": (4, 1)}),
+        ("threshold", {"top_k": 2, "threshold": "0.5"}),
+        ("capacity", {"top_k": 2, "capacity": 0}),
+        ("backend", {"top_k": 2, "backend": "cuda"}),
+        ("config", {"top_k": 2, "config": 3}),
+    ],
+)
+def test_errors_name_the_argument(argument, options):
+    with pytest.raises(ArgumentError, match=f"`{argument}`") as caught:
+        route(jnp.zeros((4, 12)), **options)
+    assert caught.value.argument == argument
+
+
+def test_wrong_logits_and_named_kernel():
+    with pytest.raises(ArgumentError, match="`logits`"):
+        route(jnp.zeros((4, 12), jnp.int32), top_k=2)
+    with pytest.raises(UnsupportedError, match="no routing kernel"):
+        route(jnp.zeros((4, 12)), top_k=2, backend="pallas")
+    with pytest.raises(ArgumentError, match="`group_sizes`"):
+        load_balancing_loss(jnp.zeros((4, 12)), jnp.zeros(3, jnp.int32))
