@@ -13,7 +13,8 @@ import numpy as np
 
 from davinci_jax.curriculum.timeline import Timeline
 from davinci_jax.experiment import Experiment
-from davinci_jax.models.flops import flops_per_token, num_params, peak_flops
+from davinci_jax.models.flops import flops_per_token, num_active_params, num_params, peak_flops
+from davinci_jax.training import experts
 from davinci_jax.training.display import Display
 from davinci_jax.training.layout import BatchLayout
 from davinci_jax.training.metrics import MetricsWriter, device_memory_bytes, host_memory_bytes
@@ -47,6 +48,7 @@ class Monitor:
         sources = len(self._experiment.data.sources)
         self._sums = {name: np.zeros(sources) for name in ("nll", "targets", "rows")}
         self._steps, self._tokens, self._waited = 0, 0, 0.0
+        self._experts: list[dict[str, np.ndarray]] = []
         self._last: tuple[int, dict] | None = None
         self._started = time.perf_counter()
 
@@ -58,6 +60,7 @@ class Monitor:
             "total_tokens": self._timeline.num_tokens,
             "run_directory": str(self._directory),
             "params": num_params(self._experiment.model),
+            "active_params": num_active_params(self._experiment.model),
             "flops_per_token": self._flops,
             "mesh": {name: size for name, size in layout.mesh.shape.items() if size > 1},
             "devices": f"{layout.mesh.size} x {jax.devices()[0].device_kind}",
@@ -80,6 +83,8 @@ class Monitor:
         """Adds the metrics of the step with index `step` (0-based)."""
         for name, sums in self._sums.items():
             sums += metrics[name]
+        if self._experiment.model.moe is not None:
+            self._experts.append({name: metrics[name] for name in experts.KEYS})
         self._steps += 1
         self._tokens += self._timeline.at(step).batch_size * self._experiment.data.sequence_length
         self._last = (step, metrics)
@@ -111,6 +116,7 @@ class Monitor:
             **{f"share/{domain}": float(rows[n] / rows.sum()) for n, domain in enumerate(self._domains)},
             "grad_norm": float(metrics["grad_norm"]),
             "param_norm": float(metrics["param_norm"]),
+            **(experts.figures(self._experts, self._tokens) if self._experts else {}),
             "tokens_per_second": speed,
             "mfu": speed * self._flops / (self._peak * jax.device_count()) if self._peak else None,
             "step_seconds": seconds / self._steps,

@@ -18,12 +18,12 @@ from davinci_jax.data.manifest import shard_folder
 from davinci_jax.data.rows import open_rows
 from davinci_jax.experiment import Experiment, Stage, fingerprint
 from davinci_jax.models import decoder
-from davinci_jax.models.flops import flops_per_token, num_params
+from davinci_jax.models.flops import flops_per_token, num_active_params, num_params
 from davinci_jax.sharding import MESH_AXES, mesh_sizes
 from davinci_jax.training.layout import batch_layout
 
 FLOPS_CONVENTION = (
-    "forward and backward: 6 per matrix entry, the output head included, and the causal half of attention; "
+    "forward and backward: 6 per active matrix entry, the output head included, and the causal half of attention; "
     "recomputation not counted"
 )
 
@@ -140,6 +140,7 @@ def _model(experiment: Experiment, timeline: Timeline) -> dict[str, Any]:
     per_token = flops_per_token(config, length)
     return {
         "params": num_params(config),
+        "active_params": num_active_params(config),
         "embedding_params": config.vocab_size * config.hidden_size,
         "tied_embeddings": config.tied_embeddings,
         "flops_per_token": per_token,

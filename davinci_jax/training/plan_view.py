@@ -132,8 +132,11 @@ def _sizes(plan: dict[str, Any]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column()
     tied = "tied" if model["tied_embeddings"] else "untied"
+    active = ""
+    if model["active_params"] != model["params"]:
+        active = f"; {_params(model['active_params'])} ({model['active_params']:,}) work on a token, embedding included"
     rows = {
-        "parameters": f"{_params(model['params'])} ({model['params']:,}), {tied} embeddings",
+        "parameters": f"{_params(model['params'])} ({model['params']:,}), {tied} embeddings{active}",
         "FLOPs per token": f"{_per_token(model['flops_per_token'])} ({model['flops_convention']}); "
         f"{_per_token(model['flops_per_token_full_attention'])} with all of attention",
         "FLOPs of the run": flops(model["total_flops"]),

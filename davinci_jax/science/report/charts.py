@@ -51,6 +51,7 @@ def groups(run: Record) -> list[tuple[str, list[Chart]]]:
     everything = [
         ("Loss", [_training_loss, _domain_loss, _heldout("loss"), _heldout("bits_per_byte")]),
         ("Curriculum", [_learning_rate, _batch_size, _mixture, _domain_tokens]),
+        ("Experts", [_expert_load, _expert_layers, _expert_share("dead"), _expert_share("dropped")]),
         ("Stability and speed", [_norm("grad_norm"), _norm("param_norm"), _throughput, _data_wait, _mfu, _memory]),
     ]
     drawn = [(heading, [one for one in (make(run) for make in makers) if one]) for heading, makers in everything]
@@ -253,6 +254,55 @@ def _norm(key: str) -> Callable[[Record], Chart | None]:
         return _line(run, name, title, "", values, lambda value: f"{value:.3g}", smooth=zero, zero=False, note=note)
 
     return make
+
+
+def _expert_load(run: Record) -> Chart | None:
+    values = series.column(run.metrics.train, "experts/max_load")
+    note = "Tokens of a layer's busiest expert over the mean of its experts, averaged over the layers; 1 is even."
+    return _line(
+        run, "expert-load", "Load of the busiest expert", "times the mean", values, _short, zero=False, note=note
+    )
+
+
+def _expert_layers(run: Record) -> Chart | None:
+    """The busiest expert of each layer, as a map of layers over tokens."""
+    lines = [line.get("experts/layers", {}).get("max_load") for line in run.metrics.train]
+    known = [n for n, one in enumerate(lines) if isinstance(one, list) and one]
+    if not known:
+        return None
+    depth = len(lines[known[0]])
+    loads = np.array([lines[n] for n in known if len(lines[n]) == depth], np.float64)
+    tokens = run.tokens[[n for n in known if len(lines[n]) == depth]]
+    worst = int(np.argmax(loads[-1]))
+
+    def plot(axes: Axes) -> None:
+        order = np.argsort(loads[-1])[::-1]
+        for rank, layer in enumerate(order):
+            style = {"color": _NEUTRAL, "linewidth": 1.8} if rank == 0 else {"color": _NEUTRAL, **_FAINT}
+            axes.plot(*series.means(tokens, loads[:, layer]), **style)
+
+    svg = chart(run, "expert-layers", "Load of the busiest expert of each layer", plot, _short)
+    note = f"One line a layer. Dark: layer {worst + 1} of the {depth} with experts, the least even at the end."
+    return Chart("expert-layers", "Busiest expert by layer", "times the mean", svg, note=note)
+
+
+def _expert_share(key: str) -> Callable[[Record], Chart | None]:
+    title, note = {
+        "dead": ("Unused experts", "Share of the experts that no token chose in a log interval."),
+        "dropped": ("Dropped choices", "Share of the choices that a full expert dropped."),
+    }[key]
+
+    def make(run: Record) -> Chart | None:
+        values = series.column(run.metrics.train, f"experts/{key}")
+        if not np.nansum(values) > 0:
+            return None  # nothing to see
+        return _line(run, f"expert-{key}", title, "share", values, lambda y: f"{100 * y:.3g}%", note=note)
+
+    return make
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"
 
 
 def _throughput(run: Record) -> Chart | None:

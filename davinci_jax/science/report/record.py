@@ -120,7 +120,7 @@ def read_run(run_dir: str | pathlib.Path) -> Record:
 
 def _numbers(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the lines with their numbers and the name of their stage, and nothing that could surprise a chart."""
-    kinds = {"stage": str}
+    kinds = {"stage": str, "experts/layers": dict}
     return [
         {key: value for key, value in line.items() if isinstance(value, kinds.get(key, (int, float)))} for line in lines
     ]

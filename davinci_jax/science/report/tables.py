@@ -12,7 +12,7 @@ from davinci_jax.curriculum.budget import declared_rows, mixture_index
 from davinci_jax.curriculum.shares import domain_shares
 from davinci_jax.data.manifest import shard_folder
 from davinci_jax.experiment import DataConfig, LearningRate, Source, Stage, fingerprint
-from davinci_jax.models.flops import flops_per_token, num_params
+from davinci_jax.models.flops import flops_per_token, num_active_params, num_params
 from davinci_jax.science.report.record import Record
 from davinci_jax.training import units
 
@@ -30,8 +30,9 @@ def facts(run: Record) -> list[tuple[str, str, str]]:
     last, heldout = (train or [{}])[-1], (evaluations or [{}])[-1]
     speed = f"median, MFU {units.percent(statistics.median(utilisation))}" if utilisation else "median"
     memory = max((line.get("host_memory_bytes") or 0 for line in train), default=0)
+    active = f"{units.count(num_active_params(run.experiment.model))} active, " if run.experiment.model.moe else ""
     return [
-        ("Parameters", units.count(num_params(run.experiment.model)), f"{units.flops(flops)} per token"),
+        ("Parameters", units.count(num_params(run.experiment.model)), f"{active}{units.flops(flops)} per token"),
         ("Tokens", units.count(run.consumed), f"of {units.count(total)}, {units.percent(run.consumed / total)}"),
         ("Steps", f"{run.step:,}", f"of {run.timeline.num_steps:,}, {length:,} tokens a sequence"),
         ("Wall time", units.duration(run.metrics.wall_seconds), f"{starts} start{'s' * (starts != 1)}"),
