@@ -1,0 +1,254 @@
+"""The public attention function on its reference backend: numbers, gradients, transformations, meshes, bad input."""
+
+import attention_reference
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from pallas_kernels import target
+from pallas_kernels.errors import ArgumentError, UnsupportedError
+from pallas_kernels.kernels.attention import RESIDUAL, AttentionSpec, attention, supported
+from pallas_kernels.kernels.attention.xla import _chunks
+
+
+def inputs(length=40, keys=None, heads=4, groups=2, size=8, batch=2, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = ((batch, length, heads, size), *((batch, keys or length, groups, size),) * 2)
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def documents(batch, length, seed=0, padding=0):
+    """Segment ids of a few documents a row, empty ones among them, and `padding` places at the end."""
+    rng = np.random.default_rng(seed)
+    borders = np.sort(rng.integers(0, length, (batch, 3)), axis=1)
+    ids = (np.arange(length)[None, :, None] >= borders[:, None]).sum(-1)
+    ids[:, length - padding :] = -1
+    return jnp.asarray(ids)
+
+
+def pull(function, *arrays):
+    """Values and gradients of an attention (out, lse), under cotangents that are drawn at random."""
+
+    @jax.jit
+    def run(*arrays):
+        out, pullback = jax.vjp(function, *arrays)
+        cotangents = [jax.random.normal(jax.random.key(i), x.shape, jnp.float32) for i, x in enumerate(out)]
+        cotangents = [c.astype(x.dtype) for c, x in zip(cotangents, out, strict=True)]
+        cotangents[1] = jnp.where(jnp.isfinite(out[1]), cotangents[1], 0)
+        return *out, *pullback(tuple(cotangents)), *cotangents
+
+    return [np.asarray(x, np.float64) for x in run(*arrays)]
+
+
+CASES = [
+    {"causal": True},
+    {"causal": False, "window": (5, 2)},
+    {"causal": True, "window": 7, "soft_cap": 2.0},
+    {"causal": False, "soft_cap": 1.5, "scale": 0.7},
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_values_and_all_gradients_equal_the_reference(case, packed):
+    q, k, v = inputs()
+    sinks = jnp.asarray([-1.0, 0.0, 0.5, 2.0])
+    ids = documents(2, 40, padding=4) if packed else None
+    got = pull(lambda q, k, v, s: attention(q, k, v, sinks=s, segment_ids=ids, return_lse=True, **case), q, k, v, sinks)
+    window = {None: None, 7: (6, -1), (5, 2): (5, 2)}[case.get("window")]
+    spec = AttentionSpec(case["causal"], window, case.get("soft_cap"), case.get("scale", 8**-0.5))
+    mask = attention_reference.visible(spec, 2, 40, 40, ids, ids)
+    options = {"scale": spec.scale, "soft_cap": spec.soft_cap, "sinks": np.asarray(sinks)}
+    want = attention_reference.attention(q, k, v, mask, dout=got[-2], dlse=got[-1], **options)
+    for name, a, b in zip(("out", "lse", "dq", "dk", "dv", "dsinks"), got, want, strict=False):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5, err_msg=name)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.integers(1, 300),
+    st.sampled_from([(1, 1), (4, 1), (4, 4), (6, 3)]),
+    st.sampled_from([None, 1, 100, (3, 0), (0, 4), (-1, 2)]),
+    st.booleans(),
+    st.integers(0, 10_000),
+)
+def test_any_shape_and_mask(length, heads, window, causal, seed):
+    q, k, v = inputs(length, heads=heads[0], groups=heads[1], size=4, batch=1, seed=seed)
+    ids = documents(1, length, seed)
+    out, lse = attention(q, k, v, causal=causal, window=window, segment_ids=ids, return_lse=True)
+    pair = window if window is None or isinstance(window, tuple) else (window - 1, -1 if causal else window - 1)
+    spec = AttentionSpec(causal, pair, None, 0.5)
+    want = attention_reference.attention(
+        q, k, v, attention_reference.visible(spec, 1, length, length, ids, ids), scale=0.5
+    )
+    np.testing.assert_allclose(out, want[0], atol=1e-5)
+    np.testing.assert_allclose(lse, want[1], atol=1e-5)
+
+
+def test_queries_that_see_nothing_give_zero_and_no_gradient():
+    q, k, v = inputs()
+    got = pull(lambda *x: attention(*x, segment_ids=jnp.full((2, 40), -1), return_lse=True), q, k, v)
+    assert np.isneginf(got[1]).all()
+    for index in (0, 2, 3, 4):
+        assert (got[index] == 0).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.02), (jnp.float16, 0.004)])
+def test_16_bit_stays_within_its_rounding(dtype, tolerance):
+    q, k, v = inputs(140, heads=4, groups=4, size=64, dtype=dtype)
+    got = pull(lambda *x: attention(*x, return_lse=True), q, k, v)
+    mask = attention_reference.visible(AttentionSpec(True, None, None, 0.125), 2, 140, 140)
+    want = attention_reference.attention(q, k, v, mask, scale=0.125, dout=got[-2], dlse=got[-1])
+    for a, b in zip(got[:5], want, strict=False):
+        np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+
+
+def test_parts_of_a_sequence_merge_through_positions_and_log_sum_exp():
+    """As ring attention does: keys in two shards, the partial results merged by their log-sum-exp."""
+    q, k, v = inputs()
+    where = jnp.tile(jnp.arange(40), (2, 1))
+
+    def merged(q, k, v):
+        parts = []
+        for keys in (slice(0, 24), slice(24, 40)):
+            options = {"positions": (where, where[:, keys]), "return_lse": True}
+            parts.append(attention(q, k[:, keys], v[:, keys], **options))
+        lse = jnp.logaddexp(parts[0][1], parts[1][1])
+        out = sum(part * jnp.exp(own - lse).transpose(0, 2, 1)[..., None] for part, own in parts)
+        return out, lse
+
+    for a, b in zip(pull(merged, q, k, v), pull(lambda *x: attention(*x, return_lse=True), q, k, v), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_vmap_equals_a_loop():
+    q, k, v = (jnp.stack([x, 2 * x, -x]) for x in inputs(12))
+    ids = jnp.stack([documents(2, 12, seed) for seed in range(3)])
+    mapped = jax.vmap(lambda *x: attention(*x[:3], segment_ids=x[3]))(q, k, v, ids)
+    looped = jnp.stack([attention(*x[:3], segment_ids=x[3]) for x in zip(q, k, v, ids, strict=True)])
+    np.testing.assert_allclose(mapped, looped, atol=1e-6)
+
+
+@pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto])
+def test_divided_over_batch_and_heads(axes):
+    q, k, v = inputs(12, heads=8, groups=2, batch=4)
+    ids = documents(4, 12)
+
+    def run(q, k, v, ids):
+        return pull(lambda *x: attention(*x, segment_ids=ids, return_lse=True), q, k, v)
+
+    want = run(q, k, v, ids)
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(axes,) * 2)
+    with jax.set_mesh(mesh):
+        heads, rows = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("data", None, "tensor"), ("data",)))
+        arrays = [jax.device_put(x, s) for x, s in zip((q, k, v, ids), (heads,) * 3 + (rows,), strict=True)]
+        out = jax.jit(lambda *x: attention(*x[:3], segment_ids=x[3]))(*arrays)
+        assert out.sharding.is_equivalent_to(heads, 4)
+        grads = jax.jit(jax.grad(lambda *x: jnp.square(attention(*x[:3], segment_ids=x[3])).sum(), (0, 1, 2)))(*arrays)
+    np.testing.assert_allclose(out, want[0], atol=1e-6)
+    want = jax.grad(lambda *x: jnp.square(attention(*x, segment_ids=ids)).sum(), (0, 1, 2))(q, k, v)
+    for got, expected in zip(grads, want, strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_an_explicitly_divided_sequence_is_refused():
+    mesh = jax.make_mesh((8,), ("context",), axis_types=(AxisType.Explicit,))
+    q, k, v = inputs(16)
+    with jax.set_mesh(mesh), pytest.raises(ArgumentError, match=r"divided along `t`.*reshard"):
+        attention(jax.device_put(q, NamedSharding(mesh, PartitionSpec(None, "context"))), k, v)
+
+
+def test_inside_shard_map_gradients_of_a_replicated_key_are_summed():
+    q, k, v = inputs(12, batch=4)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+
+    def loss(q, k, v):
+        def local(q, k, v):
+            k, v = (jnp.broadcast_to(x, (len(q), *x.shape)) for x in (k, v))
+            return jax.lax.psum(jnp.square(attention(q, k, v)).sum(), "data")
+
+        data, whole = PartitionSpec("data"), PartitionSpec()
+        return jax.shard_map(local, mesh=mesh, in_specs=(data, whole, whole), out_specs=whole)(q, k, v)
+
+    def plain(q, k, v):
+        return jnp.square(attention(q, *(jnp.broadcast_to(x, (4, *x.shape)) for x in (k, v)))).sum()
+
+    got, want = (jax.jit(jax.grad(f, (0, 1, 2)))(q, k[0], v[0]) for f in (loss, plain))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_remat_policy_keeps_the_output_and_the_forward_pass_is_not_run_again():
+    q, k, v = inputs(12)
+
+    def exponentials(policy):
+        f = jax.checkpoint(lambda *x: jnp.square(attention(*x)).sum(), policy=policy)
+        text = str(jax.make_jaxpr(jax.grad(f, (0, 1, 2)))(q, k, v))
+        return text.count(" exp ")
+
+    kept = exponentials(jax.checkpoint_policies.save_only_these_names(RESIDUAL))
+    assert kept < exponentials(jax.checkpoint_policies.nothing_saveable)
+
+
+def test_chunks_cover_every_query_once_and_are_few():
+    spec = AttentionSpec(True, (50, -1), None, 1.0)
+    for length in (1, 128, 129, 512, 4096, 100_000):
+        chunks = _chunks(spec, length, length, moved=False)
+        assert [rows.start for rows, _ in chunks] == [0, *(rows.stop for rows, _ in chunks[:-1])]
+        assert chunks[-1][0].stop == length
+        assert len(chunks) <= 16
+        for rows, keys in chunks:
+            assert keys == slice(max(0, rows.start - 50), rows.stop)
+
+
+def test_scores_that_nobody_sees_are_not_computed():
+    """10 of 16 blocks for a causal mask at four chunks, 7 of them in a window of one chunk."""
+    q, k, v = inputs(512, heads=1, groups=1, batch=1)
+
+    def flops(**options):
+        return jax.jit(lambda *x: attention(*x, **options)).lower(q, k, v).cost_analysis()["flops"]
+
+    whole = 2 * 2 * 512 * 512 * q.shape[-1] + 20 * 512 * 512  # the softmax is a few FLOPs a score
+    assert flops() < whole * 10 / 16
+    assert flops(window=129) < whole * 7 / 16
+
+
+BAD = [
+    ({"q": (2, 12, 4)}, "`q` has shape"),
+    ({"k": (2, 12, 3, 8), "v": (2, 12, 3, 8)}, "`k` has 3 heads, which do not divide the 4 of q"),
+    ({"k": (2, 12, 2, 16), "v": (2, 12, 2, 16)}, "`k` has shape .* does not fit q"),
+    ({"v": (2, 11, 2, 8)}, "`v` has shape"),
+    ({"window": -3}, "`window` is -3"),
+    ({"window": (1, -2)}, "`window` is"),
+    ({"soft_cap": -1.0}, "`soft_cap` is -1.0"),
+    ({"segment_ids": np.array([[0, 1, 0] * 4] * 2)}, "`segment_ids` decrease in row 0"),
+    ({"segment_ids": np.zeros((2, 11), int)}, "`segment_ids` has int64"),
+    ({"segment_ids": np.zeros((2, 12))}, "`segment_ids` has float64"),
+    ({"k": (2, 9, 2, 8), "v": (2, 9, 2, 8)}, "`positions` is None"),
+    ({"sinks": np.zeros(3)}, "`sinks` has shape"),
+    ({"backend": "cuda"}, "`backend` is 'cuda'"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_arguments_are_named(change, message):
+    arrays = {"q": (2, 12, 4, 8), "k": (2, 12, 2, 8), "v": (2, 12, 2, 8)}
+    options = {name: value for name, value in change.items() if name not in arrays}
+    arrays |= {name: value for name, value in change.items() if name in arrays}
+    with pytest.raises(ArgumentError, match=message):
+        attention(*(jnp.zeros(shape) for shape in arrays.values()), **options)
+
+
+def test_a_named_backend_that_cannot_says_why():
+    q, k, v = inputs(12)
+    with pytest.raises(UnsupportedError, match='backend="pallas" does not take this case: there is no kernel for cpu'):
+        attention(q, k, v, backend="pallas")
+    with pytest.raises(UnsupportedError, match="cuDNN does not run on cpu"):
+        attention(q, k, v, backend="cudnn")
+    with target.compiling_for(target.H200):
+        assert "float32" in supported(q, k, backend="cudnn")
+        assert supported(q.astype(jnp.bfloat16), k.astype(jnp.bfloat16), backend="cudnn") is None
