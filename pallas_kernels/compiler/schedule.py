@@ -102,7 +102,7 @@ def _branches(texts: list[str], extents: dict[int, tuple[int, int]]) -> tuple[di
 
 def _jumped_over(extent: tuple[int, int], jump: int, to: int) -> bool:
     start, end = extent
-    return jump - _SLACK <= start and jump < end < to and end - max(start, jump) > (end - start) / 2
+    return jump - _SLACK <= start and jump < end < to and end - max(start, jump) >= (end - start) / 2
 
 
 def _parent(ordinal: int, extents: dict[int, tuple[int, int]]) -> int | None:
