@@ -172,8 +172,8 @@ def units(q_heads: int, kv_heads: int, size: int, dtype, together: int | None = 
     return max(pool, key=lambda u: (u.q.direct, u.q.block))
 
 
-def unit_bytes(blocks: HeadBlocks, rows: int, dtype) -> int:
-    """Vector memory of one block; lanes are padded to whole tiles."""
-    lanes = math.ceil(blocks.size / LANES) * LANES if blocks.direct else math.ceil(blocks.block * blocks.size / LANES)
-    per_row = blocks.block * lanes if blocks.direct else lanes * LANES
-    return rows * per_row * jnp.dtype(dtype).itemsize
+def block_bytes(blocks: HeadBlocks, rows: int, dtype) -> int:
+    """Vector memory of one block; lanes fill up whole tiles."""
+    size = blocks.size if blocks.direct else blocks.block * blocks.size
+    lanes = math.ceil(size / LANES) * LANES
+    return rows * lanes * (blocks.block if blocks.direct else 1) * jnp.dtype(dtype).itemsize

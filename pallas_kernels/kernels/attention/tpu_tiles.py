@@ -50,9 +50,7 @@ def tiles(kind: int, block_q: int, block_kv: int, tile_q: int, tile_kv: int, int
     return found
 
 
-def overlapped(
-    work: Iterable[Tile], products: Callable[[Tile], Any], softmax: Callable, accumulate: Callable
-) -> None:
+def overlapped(work: Iterable[Tile], products: Callable[[Tile], Any], softmax: Callable, accumulate: Callable) -> None:
     """Runs three stages over tiles, each one tile behind the one before, so that matrix and vector units overlap.
 
     The compiler schedules instructions near where they are written; this writes side by side what is independent.

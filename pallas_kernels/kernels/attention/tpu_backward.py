@@ -1,0 +1,367 @@
+"""Backward attention on TPU: one kernel, five products for each block of scores.
+
+Blocks come in the order of the forward kernel, queries outside. The gradient of a block of queries is summed in
+vector memory while its keys pass, and so are those of all keys of a row of the batch, which grouped queries keep
+small; a sequence too long for that is taken in spans of keys. As in the forward kernel scores are transposed, and
+all three gradients are made transposed, [head size, positions], with the scores as the stationary operand.
+Formulas: Dao et al. 2022, arXiv 2205.14135, appendix B.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import partition
+from pallas_kernels.kernels.attention import block_lists, tpu_heads
+from pallas_kernels.kernels.attention.spec import AttentionSpec
+from pallas_kernels.kernels.attention.tpu_forward import vmem_limit
+from pallas_kernels.kernels.attention.tpu_tiles import (
+    HIDDEN,
+    LOG2_E,
+    Tile,
+    column,
+    dot,
+    overlapped,
+    tiles,
+    visible,
+    when_kind,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BackwardConfig:
+    """Sizes of the backward kernel.
+
+    Attributes:
+      block_q, block_kv: queries and keys of one step of the grid, multiples of 128.
+      tile_q, tile_kv: of the pieces that are overlapped; divide the block.
+      heads: query heads of a step, at most; 8 and 16 need no copy of the arrays where they divide the heads.
+      unroll: heads whose tiles are overlapped with each other.
+    """
+
+    block_q: int = 1024
+    block_kv: int = 1024
+    tile_q: int = 256
+    tile_kv: int = 512
+    heads: int = 8
+    unroll: int = 1
+
+
+def backward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lse: jax.Array,
+    delta: jax.Array,
+    dout: jax.Array,
+    *,
+    spec: AttentionSpec,
+    q_segments: jax.Array | None,
+    kv_segments: jax.Array | None,
+    q_positions: jax.Array | None,
+    kv_positions: jax.Array | None,
+    config: BackwardConfig,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients of q, k and v, in their shapes, of arrays in bfloat16 or float32."""
+    batch, queries, heads, size = q.shape
+    keys = k.shape[1]
+    units = tpu_heads.units(heads, k.shape[2], size, q.dtype, config.heads)
+    by_position = q_positions is not None and (spec.causal or spec.window is not None)
+    if not by_position:
+        q_positions = kv_positions = None
+    first, last = block_lists.intervals(spec, batch, queries, keys, q_segments, kv_segments, by_position)
+    span = keys_at_once(units, config)
+    if keys <= span:
+        blocks = block_lists.block_list(
+            spec,
+            first,
+            last,
+            keys,
+            config.block_q,
+            config.block_kv,
+            q_positions=q_positions,
+            kv_positions=kv_positions,
+            flush=True,
+        )
+        return _call(q, k, v, lse, delta, dout, spec, blocks, q_positions, kv_positions, config, units, q.dtype)
+    sums, parts = 0.0, []
+    for start in range(0, keys, span):
+        part = slice(start, min(start + span, keys))
+        key_positions = None if kv_positions is None else kv_positions[:, part]
+        blocks = block_lists.block_list(
+            spec,
+            first,
+            last,
+            part.stop - part.start,
+            config.block_q,
+            config.block_kv,
+            q_positions=q_positions,
+            kv_positions=key_positions,
+            key_offset=start,
+            flush=True,
+        )
+        dq, *dkv = _call(
+            q,
+            k[:, part],
+            v[:, part],
+            lse,
+            delta,
+            dout,
+            spec,
+            blocks,
+            q_positions,
+            key_positions,
+            config,
+            units,
+            jnp.float32,
+        )
+        sums, parts = sums + dq, [*parts, dkv]
+    return sums.astype(q.dtype), *(jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
+
+
+def keys_at_once(units: tpu_heads.Units, config: BackwardConfig) -> int:
+    """Keys whose gradients fit in half of the vector memory, in whole blocks."""
+    per_key = 2 * 4 * units.kv_heads * max(units.kv.size, 8)
+    return max(vmem_limit() // 2 // per_key // config.block_kv, 1) * config.block_kv
+
+
+def _call(q, k, v, lse, delta, dout, spec, blocks, q_positions, kv_positions, config, units, dq_dtype):
+    batch, queries, _, size = q.shape
+    keys = k.shape[1]
+    height = blocks.rows_per_batch
+    bq, bk, n, g = config.block_q, config.block_kv, units.q.block, units.kv_heads
+    cols = math.ceil(keys / bk)
+    positions = (q_positions, kv_positions) if q_positions is not None else None
+
+    def query_block(row, step):  # that of the last block in FLUSH entries
+        return jnp.minimum(row[step] % height, height - 2)
+
+    def at_q(unit, step, row, *_):
+        return row[step] // height, query_block(row, step), unit
+
+    def at_kv(unit, step, row, col, *_):
+        return row[step] // height, col[step], units.kv_block(unit)
+
+    def at_flush(step, row, col):
+        return row[step] // height, jnp.where(row[step] % height == height - 1, col[step], 0)
+
+    def row_spec(rows, block, along_q):
+        def index(unit, step, row, col, flags):
+            return row[step] // height, 0, query_block(row, step) if along_q else col[step]
+
+        return pl.BlockSpec((1, rows, block), index)
+
+    def statistic(x):
+        shape = pl.BlockSpec((1, 1, n, bq), lambda u, t, row, *_: (row[t] // height, u, 0, query_block(row, t)))
+        return x.reshape(batch, units.count, n, queries), shape
+
+    inputs = [
+        (units.q.array(q), units.q.spec(bq, at_q)),
+        (units.q.array(dout), units.q.spec(bq, at_q)),
+        (units.kv.array(k), units.kv.spec(bk, at_kv)),
+        (units.kv.array(v), units.kv.spec(bk, at_kv)),
+        statistic(lse),
+        statistic(delta),
+    ]
+    if blocks.bounds is not None:
+        inputs.append((jnp.asarray(blocks.bounds), row_spec(2, bq, True)))
+    if positions:
+        inputs.append((q_positions[:, None], row_spec(1, bq, True)))
+        inputs.append((kv_positions[:, None], row_spec(1, bk, False)))
+
+    # Units that read the same key head each give a part of its gradient.
+    sharers = max(1, units.ratio // n)
+    whole = tpu_heads.HeadBlocks.of(units.kv.heads, size, g, k.dtype, exact=True) if sharers == 1 else None
+    if whole:
+        kv_spec = whole.spec(bk, lambda u, t, row, col, *_: (*at_flush(t, row, col), u))
+        kv_shape = partition.out_struct(whole.shape(batch, keys), k.dtype, q, k, v, dout)
+    else:
+        kv_spec = pl.BlockSpec((1, 1, bk, g * size), lambda u, t, row, col, *_: (u, *at_flush(t, row, col), 0))
+        shape = (units.count, batch, keys, g * size)
+        kv_shape = partition.out_struct(shape, jnp.float32 if sharers > 1 else k.dtype, q, k, v, dout)
+
+    accumulators = [pltpu.VMEM((n, size, bq), jnp.float32)] + [pltpu.VMEM((cols, g, size, bk), jnp.float32)] * 2
+    scratch = [
+        *[pltpu.VMEM((n, size, bq), q.dtype)] * 2,
+        pltpu.VMEM((g, bk, size), q.dtype),
+        pltpu.VMEM((g, size, bk), q.dtype),
+        pltpu.VMEM((g, bk, size), q.dtype),
+        *[pltpu.VMEM((n, 1, bq), jnp.float32)] * 2,
+        *accumulators,
+        *([pltpu.VMEM((bk, 128), jnp.int32)] if positions else []),
+    ]
+    dq, dk, dv = pl.pallas_call(
+        functools.partial(
+            _kernel,
+            spec=spec,
+            config=config,
+            units=units,
+            whole=whole,
+            kinds=blocks.kinds,
+            height=height,
+            has_bounds=blocks.bounds is not None,
+            has_positions=bool(positions),
+            short_q=queries % bq and queries,
+            short_kv=keys % bk and keys,
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(units.count, blocks.count),
+            in_specs=[spec for _, spec in inputs],
+            out_specs=[units.q.spec(bq, at_q), kv_spec, kv_spec],
+            scratch_shapes=scratch,
+        ),
+        out_shape=[partition.out_struct(units.q.shape(batch, queries), dq_dtype, q, k, v, dout), kv_shape, kv_shape],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_limit()
+        ),
+        name="attention_backward",
+    )(*map(jnp.asarray, (blocks.rows, blocks.cols, blocks.flags)), *(x for x, _ in inputs))
+    if not whole:
+        dk, dv = (_joined(x, sharers, g, k) for x in (dk, dv))
+    return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
+
+
+def _joined(parts, sharers: int, together: int, like):
+    """[units, B, S, heads x size] summed over the units that share key heads, as [B, S, G, K]."""
+    batch, keys, _, size = like.shape
+    parts = parts.reshape(-1, sharers, batch, keys, together, size).sum(axis=1)
+    return parts.transpose(1, 2, 0, 3, 4).astype(like.dtype)
+
+
+def _kernel(
+    rows,
+    cols,
+    flags,
+    q,
+    dout,
+    k,
+    v,
+    lse,
+    delta,
+    *refs,
+    spec,
+    config,
+    units,
+    whole,
+    kinds,
+    height,
+    has_bounds,
+    has_positions,
+    short_q,
+    short_kv,
+):
+    refs = list(refs)
+    bounds = refs.pop(0).at[0] if has_bounds else None
+    positions = [refs.pop(0).at[0], refs.pop(0).at[0]] if has_positions else None
+    dq, dk, dv, q_heads, dout_heads, k_heads, k_turned, v_heads, logs, deltas, dq_sum, dk_sum, dv_sum, *columns = refs
+    unit, step = pl.program_id(0), pl.program_id(1)
+    flag, col = flags[step], cols[step]
+    kind = flag & (2**block_lists.KIND_BITS - 1)
+    key_start = col * config.block_kv
+
+    @pl.when(flag & block_lists.FIRST_OF_ROW != 0)
+    def clear():
+        dk_sum[...] = jnp.zeros_like(dk_sum)
+        dv_sum[...] = jnp.zeros_like(dv_sum)
+
+    @pl.when(flag & block_lists.FIRST != 0)
+    def start():
+        length = short_q and short_q - rows[step] % height * config.block_q
+        for n in range(units.q.block):
+            q_heads[n] = _cut(units.q.load(q, n).T, 1, length)
+            dout_heads[n] = _cut(units.q.load(dout, n).T, 1, length)
+            logs[n] = _cut(lse[0, 0, n : n + 1, :] * LOG2_E, 1, length)
+            deltas[n] = _cut(delta[0, 0, n : n + 1, :], 1, length)
+        dq_sum[...] = jnp.zeros_like(dq_sum)
+
+    @pl.when((kind != block_lists.EMPTY) & (kind != block_lists.FLUSH))
+    def load():
+        length = short_kv and short_kv - key_start
+
+        def one(n, head):
+            keys = _cut(units.kv.load(k, head), 0, length)
+            k_heads[n] = keys
+            k_turned[n] = keys.T
+            v_heads[n] = _cut(units.kv.load(v, head), 0, length)
+
+        units.each_kv(unit, one)
+        if has_positions:
+            columns[0][...] = column(positions[1][...])
+
+    def masks(tile):
+        return visible(tile, spec, key_start, bounds, (positions[0], columns[0]) if has_positions else None)
+
+    operands = (q_heads, dout_heads, k_heads, k_turned, v_heads, logs, deltas)
+    sums = (dq_sum, dk_sum.at[col], dv_sum.at[col])
+    for which in (block_lists.FULL, block_lists.DIAGONAL, block_lists.PARTIAL):
+        action = functools.partial(_block, which, operands, sums, masks, spec, config, units, has_bounds)
+        when_kind(kind, which, kinds, action)
+
+    @pl.when(flag & block_lists.LAST != 0)
+    def finish():
+        units.q.store(dq, lambda n: (dq_sum[n] * spec.scale).T.astype(dq.dtype))
+
+    @pl.when(kind == block_lists.FLUSH)
+    def flush():
+        for ref, total, factor in ((dk, dk_sum, spec.scale), (dv, dv_sum, 1.0)):
+            heads = [(total[col, n] * factor).T.astype(ref.dtype) for n in range(units.kv_heads)]
+            if whole:
+                whole.store(ref, heads.__getitem__)
+            else:
+                for n, head in enumerate(heads):
+                    ref[0, 0, :, n * units.kv.size : (n + 1) * units.kv.size] = head
+
+
+def _cut(x: jax.Array, axis: int, length) -> jax.Array:
+    """Zeros behind `length`, where a block reaches beyond its array: what lies there is anything, even NaN."""
+    if isinstance(length, int) and not length:
+        return x
+    index = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    return jnp.where(index < length, x, 0).astype(x.dtype)
+
+
+def _block(which, operands, sums, masks, spec, config, units, has_bounds):
+    """One block of scores of every head of the unit."""
+    q_heads, dout_heads, k_heads, k_turned, v_heads, logs, deltas = operands
+    dq_sum, dk_sum, dv_sum = sums
+    order = tiles(which, config.block_q, config.block_kv, config.tile_q, config.tile_kv, has_bounds)
+
+    def products(tile: Tile):
+        kv = tile.head // units.sharing
+        scores = dot(k_heads[kv, tile.keys], q_heads[tile.head, :, tile.queries], (1, 0))
+        return scores, dot(v_heads[kv, tile.keys], dout_heads[tile.head, :, tile.queries], (1, 0))
+
+    def softmax(tile: Tile, both):
+        scores, dweights = both
+        if spec.soft_cap:
+            bent = jnp.tanh(scores * (spec.scale / spec.soft_cap))
+            scores = bent * (spec.soft_cap * LOG2_E)
+        else:
+            scores = scores * (spec.scale * LOG2_E)
+        if tile.masked:
+            scores = jnp.where(masks(tile), scores, HIDDEN)
+        weights = jnp.exp2(scores - logs[tile.head, :, tile.queries])
+        dscores = weights * (dweights - deltas[tile.head, :, tile.queries])
+        if spec.soft_cap:
+            dscores = dscores * (1 - bent * bent)
+        return weights.astype(q_heads.dtype), dscores.astype(q_heads.dtype)
+
+    def accumulate(tile: Tile, weights, dscores):
+        kv = tile.head // units.sharing
+        dv_sum[kv, :, tile.keys] += dot(dout_heads[tile.head, :, tile.queries], weights, (1, 1))
+        dk_sum[kv, :, tile.keys] += dot(q_heads[tile.head, :, tile.queries], dscores, (1, 1))
+        dq_sum[tile.head, :, tile.queries] += dot(k_turned[kv, :, tile.keys], dscores, (1, 0))
+
+    together = math.gcd(config.unroll, units.q.block)
+
+    def body(i, _):
+        heads = [i * together + n for n in range(together)]
+        overlapped((dataclasses.replace(t, head=h) for h in heads for t in order), products, softmax, accumulate)
+
+    jax.lax.fori_loop(0, units.q.block // together, body, None)
