@@ -4,6 +4,7 @@ The interpreter has no register layouts, no accumulator that is read and overwri
 the copy engine. Each is imitated here, and nowhere else, when the current target is one to interpret.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -25,9 +26,18 @@ def interpreting() -> bool:
     return target.current().interpret
 
 
-def compiler_params() -> plgpu.CompilerParams:
+def kernel(body: Callable, *, out_type, scratch_types: dict, blocks: int, warpgroups: int, name: str) -> Callable:
+    """A kernel over `blocks` ("block") of `warpgroups` ("wg"), that also takes `jax.Ref`s, to change in place."""
+    mesh = plgpu.Mesh(
+        grid=(blocks,), grid_names=("block",), num_threads=warpgroups, thread_name="wg", kernel_name=name
+    )
+
+    def allocated(*refs):
+        pl.run_scoped(functools.partial(body, *refs), collective_axes="wg", **scratch_types)
+
     # The default of the semantics differs between versions of jax; layouts are spelled out below for this one.
-    return plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
+    params = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
+    return pl.kernel(allocated, out_type=out_type, mesh=mesh, compiler_params=params, name=name)
 
 
 def tiled(shape: tuple[int, ...], dtype: jax.typing.DTypeLike):
@@ -103,6 +113,12 @@ class _Imitation:
         self._ref[...] = value
 
 
+def wait_for_products() -> None:
+    """Until all that accumulators were given is added."""
+    if not interpreting():
+        plgpu.wgmma_wait(0)
+
+
 def imitated(shapes: Sequence[tuple[int, int]], warpgroups: int) -> list:
     """Scratch to pass to `accumulators`: empty on a device."""
     return [plgpu.SMEM((warpgroups, *shape), jnp.float32) for shape in shapes] if interpreting() else []
@@ -144,6 +160,14 @@ def capped(scores: jax.Array, spec: AttentionSpec) -> jax.Array:
         power = jnp.exp2(scores * (2 * LOG2E * spec.scale / spec.soft_cap))
         return spec.soft_cap - 2 * spec.soft_cap / (power + 1)
     return scores * spec.scale if spec.scale <= 0 else scores
+
+
+def uncapped(gradient: jax.Array, scores: jax.Array, spec: AttentionSpec) -> jax.Array:
+    """The gradient before `capped`, which gave `scores`, without the scale."""
+    if spec.soft_cap is None:
+        return gradient
+    slope = scores * (1 / spec.soft_cap)
+    return gradient * (1 - slope * slope)
 
 
 class Mask:

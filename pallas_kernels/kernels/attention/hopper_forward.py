@@ -49,16 +49,13 @@ def forward(q, k, v, limits: hopper_ranges.Bounds, *, spec: AttentionSpec, block
     limits = limits.padded(BLOCK_Q, block_kv)
     length = q.shape[1]
     plan = _Plan(spec, block_kv, stages, heads, heads // groups, length // BLOCK_Q, head_dim)
-    out, lse = plgpu.kernel(
+    out, lse = device.kernel(
         functools.partial(_kernel, plan=plan),
         out_type=(out_struct(q.shape, q.dtype, q), out_struct((batch, heads, length), jnp.float32, q)),
         scratch_types=_scratch(plan, q.dtype),
-        grid=(plan.q_tiles * batch * heads,),
-        grid_names=("block",),
-        num_threads=WARPGROUPS + 1,
-        thread_name="wg",
-        compiler_params=device.compiler_params(),
-        kernel_name="attention_forward",
+        blocks=plan.q_tiles * batch * heads,
+        warpgroups=WARPGROUPS + 1,
+        name="attention_forward",
     )(q, k, v, *(jnp.asarray(x) for x in (ranges, *limits.arrays())))
     return out[:, :queries], lse[:, :, :queries]
 
