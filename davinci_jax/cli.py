@@ -8,13 +8,17 @@ import errno
 import json
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from davinci_jax.errors import ConfigError, UserError
+from davinci_jax.errors import ConfigError, UserError, nearest
 from davinci_jax.experiment import Experiment, apply_overrides, load_config
 
 # Modules that load JAX are imported by the verbs that need them, so that `davinci --help` answers at once.
+
+_PIPE_WIDTH = 140  # of tables that go to a file or another program, where no window sets one
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -30,7 +34,7 @@ def plan(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(result, indent=2))
     else:
-        show_plan(result, Console())
+        show_plan(result, Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=_PIPE_WIDTH))
 
 
 def curate(args: argparse.Namespace) -> None:
@@ -120,10 +124,19 @@ def _experiment(args: argparse.Namespace) -> Experiment:
     return apply_overrides(experiment, args.overrides)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Offers the nearest name for a mistyped one."""
+
+    def error(self, message: str) -> NoReturn:
+        match = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if match:
+            known = re.findall(r"[^\s,']+", match[2])
+            message = f"{match[1]!r} is unknown; {nearest(match[1], known)}"
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="davinci", description="Open pretraining in JAX, from documents to a scored checkpoint."
-    )
+    parser = _Parser(prog="davinci", description="Open pretraining in JAX, from documents to a scored checkpoint.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _verb(verbs, plan).add_argument("--json", action="store_true", help="print JSON")
     verbs.choices["plan"].add_argument(

@@ -15,6 +15,8 @@ def write_atomically(file: pathlib.Path, text: str) -> None:
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, file)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(file), None  # the name that a person knows
         raise

@@ -68,14 +68,15 @@ def documents_path(data: DataConfig, source: Source) -> pathlib.Path:
     return root / source.documents
 
 
-def document_files(path: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the documents files at a path in a fixed order; raises `DataError` if there are none."""
+def document_files(data: DataConfig, source: Source) -> list[pathlib.Path]:
+    """Returns the documents files of a source in a fixed order; raises `DataError` if there are none."""
+    path = documents_path(data, source)
     if path.is_file():
         return [path]
     files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
     if not files:
         raise DataError(
-            "documents",
+            f"data.sources[{source.name}].documents",
             str(path),
             "holds no .jsonl or .jsonl.gz file" if path.exists() else "does not exist",
             "put documents there (docs/data.md), or run `davinci curate` for a built-in source",

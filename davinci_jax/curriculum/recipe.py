@@ -122,12 +122,13 @@ def _scaled_piece(piece: Batch, steps: float, size: float) -> Batch:
 
 
 def _scaled_rate(rate: LearningRate, steps: float, factor: float) -> LearningRate:
+    warmup_steps = round(rate.warmup_steps * steps)
     return dataclasses.replace(
         rate,
         peak=rate.peak * factor,
         final=None if rate.final is None else rate.final * factor,
-        warmup_from=rate.warmup_from * factor,
-        warmup_steps=round(rate.warmup_steps * steps),
+        warmup_from=rate.warmup_from * factor if warmup_steps else 0.0,
+        warmup_steps=warmup_steps,
     )
 
 

@@ -29,7 +29,6 @@ from davinci_jax.errors import DataError
 from davinci_jax.experiment import DataConfig, Source
 
 REJECTS = "rejects.jsonl"
-_LOCK = ".lock"
 _BATCH_BYTES = 2**20
 _BATCH_DOCUMENTS = 4096
 
@@ -81,7 +80,7 @@ def build_shards(
         something else or a shard set of other inputs.
     """
     documents = documents_path(data, source)
-    files = document_files(documents)
+    files = document_files(data, source)
     base = documents if documents.is_dir() else documents.parent
     inputs = tuple(dataclasses.replace(manifests.file_entry(f), file=f.relative_to(base).as_posix()) for f in files)
     wanted = _settings(data, source, tokenizer, inputs, block_tokens)
@@ -150,22 +149,28 @@ def _existing(folder: pathlib.Path, wanted: dict[str, Any]) -> Manifest | None:
 def _new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives an empty folder that is renamed to `folder` at the end; what a killed build left is removed first."""
     new = folder.with_name(f".{folder.name}.building")
-    new.mkdir(parents=True, exist_ok=True)
-    with (new / _LOCK).open("w") as lock:
+    new.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder, so that it stays in place until the end.
+    lock_file = folder.with_name(f".{folder.name}.lock")
+    with lock_file.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(lock.fileno()).st_nlink:  # its owner removed it between our opening and our locking
+                raise BlockingIOError
         except OSError as error:
             raise DataError(str(folder), None, "is being made by another process", "wait for it to end") from error
         try:
-            for left in new.iterdir():
-                if left.name != _LOCK:
-                    left.unlink()
+            if (folder / manifests.NAME).exists():
+                raise DataError(str(folder), None, "was just made by another process", "start the same command again")
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
             yield new
-            (new / _LOCK).unlink()
             new.rename(folder)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
+        finally:
+            lock_file.unlink()
 
 
 def _nothing_left(source: Source, documents: pathlib.Path, rejected: dict[str, int], heldout: int) -> DataError:
@@ -255,6 +260,8 @@ class _Build:
         document = encoded.document
         split = "heldout" if is_held_out(document.group, self._heldout) else "train"
         record = {"id": document.id, "level": document.level, "lineage": document.lineage}
+        if document.licence is not None:
+            record["licence"] = document.licence
         writers[split].add(encoded.tokens, encoded.spans, document.text_bytes, record)
         if self.lineage is None:
             self.lineage = document.lineage

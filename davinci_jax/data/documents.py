@@ -27,6 +27,7 @@ class Document(NamedTuple):
       group: documents of one group are held out together; the id where the line names none.
       level: Darwin level, L0 to L9.
       lineage: the operations that made it, oldest first.
+      licence: SPDX expression, `None` where the line names none.
       questions: int64 [m, 2], characters [start, end) that are no targets when a source trains on answers only.
       file, line: where it was read, the line counted from 1.
     """
@@ -37,6 +38,7 @@ class Document(NamedTuple):
     group: str
     level: str
     lineage: list[Any]
+    licence: str | None
     questions: np.ndarray
     file: str
     line: int
@@ -180,7 +182,10 @@ def _parse(line: bytes, file: str, number: int, level: str) -> Document | None:
         raise _Unfit("bad question spans", name)
     lineage = fields.get("lineage") or []
     lineage = lineage if isinstance(lineage, list) else [lineage]
-    return Document(name, text, text_bytes, group, own_level, lineage, questions, file, number)
+    licence = fields.get("licence")
+    if licence is not None and (not isinstance(licence, str) or _utf8_length(licence) is None):
+        raise _Unfit("bad licence", name)
+    return Document(name, text, text_bytes, group, own_level, lineage, licence, questions, file, number)
 
 
 def _utf8_length(text: str) -> int | None:

@@ -17,7 +17,7 @@ class TracedDocument(NamedTuple):
       num_tokens: how many of its tokens the row holds.
       first_token: position of the first of them in the document.
       document_tokens: tokens of the whole document, end of text included.
-      id, level, lineage: as the document table tells them.
+      id, level, lineage, licence: as the document table tells them; `None` for a licence that is not known.
     """
 
     first_column: int
@@ -27,6 +27,7 @@ class TracedDocument(NamedTuple):
     id: str
     level: str
     lineage: list[Any]
+    licence: str | None
 
 
 def trace(rows: Rows, row: int) -> list[TracedDocument]:
@@ -53,6 +54,7 @@ def trace(rows: Rows, row: int) -> list[TracedDocument]:
                     id=record["id"],
                     level=record["level"],
                     lineage=record["lineage"],
+                    licence=record.get("licence"),
                 )
             )
         column += stop - start

@@ -17,6 +17,7 @@ from davinci_jax.data.blocks import Block
 from davinci_jax.data.manifest import FileEntry, Manifest, sha256_of
 from davinci_jax.data.records import READERS, FileKey, damaged
 from davinci_jax.errors import DataError
+from davinci_jax.experiment import Source
 
 
 class ShardSet:
@@ -100,7 +101,7 @@ class ShardSet:
         return offsets
 
     def document_records(self, ordinals: Sequence[int]) -> list[dict[str, Any]]:
-        """Returns id, first_token, num_tokens, level and lineage of documents by their position in the split.
+        """Returns id, first_token, num_tokens, level, lineage and any licence of documents by position in the split.
 
         Raises:
           DataError: a damaged document table.
@@ -139,6 +140,18 @@ class ShardSet:
                 f"use {tokenizer.vocab_size} or more",
             )
 
+    def require_labels(self, source: Source) -> None:
+        """Raises `DataError` unless the set was made for the source's domain and level."""
+        for name in ("domain", "level"):
+            made, wanted = getattr(self.manifest, name), getattr(source, name)
+            if made != wanted:
+                raise DataError(
+                    f"data.sources[{source.name}].{name}",
+                    wanted,
+                    f"is not what the shards in {self.folder} were made for, {made!r}",
+                    "give the source that value, or remove the folder and run `davinci shard`",
+                )
+
     def verify(self, progress: Callable[[int], None] | None = None) -> None:
         """Recomputes the checksum of every file of the split; raises `DataError` that names the first bad one.
 
@@ -163,7 +176,7 @@ class ShardSet:
 
 def _stat_all(folder: pathlib.Path) -> dict[str, os.stat_result]:
     with os.scandir(folder) as files:
-        return {file.name: file.stat() for file in files}
+        return {file.name: file.stat() for file in files if file.is_file()}  # a link to nothing is a missing file
 
 
 def _checked(folder: pathlib.Path, entry: FileEntry, found: dict[str, os.stat_result]) -> FileKey:

@@ -119,7 +119,7 @@ def sample(experiment: Experiment, sample_bytes: int) -> Iterator[str]:
 
 def _training_texts(experiment: Experiment, source: Source) -> Iterator[str]:
     folder = documents_path(experiment.data, source)
-    files = document_files(folder)
+    files = document_files(experiment.data, source)
     # `davinci shard` names the lines that are no documents.
     reader = DocumentReader(files, folder if folder.is_dir() else folder.parent, source.level, lambda reject: None)
     for document in reader:

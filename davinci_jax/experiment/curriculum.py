@@ -38,8 +38,8 @@ class LearningRate:
         (warmup-stable-decay, Hu et al. 2024, arXiv 2404.06395).
       final: value at the end of the stage; unused, and so refused, with "constant".
       warmup_steps: steps of linear warm-up at the start of the stage.
-      warmup_from: value before the first warm-up step; the last warm-up step has `peak`.
-      decay: share of the stage's steps that "wsd" decays over.
+      warmup_from: value before the first warm-up step; the last warm-up step has `peak`. Refused without a warm-up.
+      decay: share of the stage's steps that "wsd" decays over; refused with another shape.
     """
 
     peak: float
@@ -57,6 +57,17 @@ class LearningRate:
         checks.within(
             section, 0, float("inf"), warmup_steps=self.warmup_steps, warmup_from=self.warmup_from, final=self.final
         )
+        if self.shape != "wsd" and self.decay != type(self).decay:
+            raise ConfigError(
+                f"{section}.decay",
+                self.decay,
+                f"does nothing with the shape {self.shape!r}",
+                "leave it out or use 'wsd'",
+            )
+        if self.warmup_from and not self.warmup_steps:
+            raise ConfigError(
+                f"{section}.warmup_from", self.warmup_from, "does nothing without a warm-up", "give warmup_steps too"
+            )
         if self.shape == "constant" and self.final is not None:
             raise ConfigError(
                 f"{section}.final",

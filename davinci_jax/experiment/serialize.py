@@ -82,10 +82,24 @@ def parse(kind: Any, value: Any, field: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(kind, value, field)
     if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(parse(args[0], item, f"{field}.{n}") for n, item in enumerate(value))
+        return tuple(_parse_item(args[0], item, field, n) for n, item in enumerate(value))
     if origin is collections.abc.Mapping and isinstance(value, dict):
         return {str(key): parse(args[1], item, f"{field}.{key}") for key, item in value.items()}
     return _parse_scalar(kind, value, field)
+
+
+def _parse_item(kind: Any, item: Any, field: str, position: int) -> Any:
+    """Parses an item of a list; what is wrong with it is told with its name, or else its position."""
+    name = item.get("name") if isinstance(item, dict) else None
+    place = f"{field}.{name if isinstance(name, str) and name else position}"
+    try:
+        return parse(kind, item, place)
+    except ConfigError as error:
+        # A dataclass knows its own field only: curriculum.batch, not of which stage.
+        if not error.field.startswith(f"{field}.") or error.field.startswith(place):
+            raise
+        where = place + error.field.removeprefix(field)
+        raise ConfigError(where, error.value, error.problem, error.remedy) from error
 
 
 def _parse_dataclass(kind: Any, value: Any, field: str) -> Any:

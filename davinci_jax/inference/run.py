@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from davinci_jax.inference.sampling import Sampling
 from davinci_jax.sharding import make_mesh
 from davinci_jax.training.inputs import open_all_rows, open_tokenizer
 from davinci_jax.training.load import load_model
+from davinci_jax.training.units import printable
 
 # Tokens of a held-out document that a sample continues, unless the document says where its question ends.
 PROMPT_TOKENS = 24
@@ -75,11 +77,17 @@ def generate_run(
         console.rule(style="dim")
     if save:
         file = pathlib.Path(experiment.run.path) / "samples.json"
-        write_atomically(
-            file, json.dumps({"step": step, "temperature": temperature, "samples": samples}, indent=2) + "\n"
-        )
+        text = json.dumps({"step": step, "temperature": temperature, "samples": samples}, indent=2) + "\n"
+        if file.exists() and file.read_bytes() != text.encode():
+            kept = file.rename(next(name for name in _numbered(file) if not name.exists()))
+            console.print(f"the samples that were there are kept as {kept}", highlight=False, soft_wrap=True)
+        write_atomically(file, text)
         console.print(f"written to {file}", highlight=False, soft_wrap=True)
     return samples
+
+
+def _numbered(file: pathlib.Path) -> Iterator[pathlib.Path]:
+    return (file.with_stem(f"{file.stem}-{n}") for n in itertools.count(1))
 
 
 def heldout_prompts(experiment: Experiment, tokenizer: Tokenizer, room: int) -> list[np.ndarray]:
@@ -110,8 +118,3 @@ def _beginning(shards: ShardSet) -> np.ndarray:
     if len(block.spans) and block.spans[0, 0] == 0 and block.spans[0, 1] < length:
         count = int(block.spans[0, 1])
     return block.tokens[:count].astype(np.int32)
-
-
-def printable(text: str) -> str:
-    """Returns text with the control characters made visible: a model's text must not steer a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

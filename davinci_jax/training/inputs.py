@@ -107,7 +107,7 @@ def open_tokenizer(experiment: Experiment) -> Tokenizer:
 
 
 def open_all_rows(experiment: Experiment, split: str, tokenizer: Tokenizer) -> tuple[Rows | None, ...]:
-    """Returns the rows of every source in config order, checked against tokenizer and model.
+    """Returns the rows of every source in config order, checked against tokenizer, model and labels.
 
     A source that no stage draws from needs no shards and gives `None`.
     """
@@ -116,6 +116,7 @@ def open_all_rows(experiment: Experiment, split: str, tokenizer: Tokenizer) -> t
     for reader in rows:
         if reader is not None:
             reader.shards.require(tokenizer.fingerprint, experiment.model.vocab_size)
+            reader.shards.require_labels(experiment.data.sources[reader.source])
     return rows
 
 

@@ -66,9 +66,8 @@ class TensorBoard:
     def __init__(self, run_dir: pathlib.Path, first_step: int):
         import tensorboardX  # a run without TensorBoard need not pay for its import
 
-        # TensorBoard then hides what an earlier process logged beyond the step that the run was resumed from.
-        purge = first_step + 1 if first_step else None
-        self._writer = tensorboardX.SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+        # TensorBoard then hides what an earlier process logged beyond the step that the run goes on from, 0 included.
+        self._writer = tensorboardX.SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
 
     def log(self, kind: str, metrics: Mapping[str, float], step: int) -> None:
         """Writes one scalar per key, under the tag `kind/key`."""

@@ -164,7 +164,7 @@ class Monitor:
         if self._silent:
             return
         if stopped_by:
-            self._writer.event("sigterm", step=done, signal=stopped_by)
+            self._writer.event(stopped_by.lower(), step=done)
             status = f"stopped by {stopped_by} after {done:,} steps; the same command continues"
         else:
             self._writer.event("finish", step=done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any
 
@@ -13,7 +14,7 @@ from davinci_jax.experiment import Experiment, to_dict
 from davinci_jax.models import huggingface
 from davinci_jax.sharding import make_mesh
 from davinci_jax.training.checkpoint import Checkpoints
-from davinci_jax.training.inputs import open_heldout, open_inputs, shard_fingerprints, tokenizer_path
+from davinci_jax.training.inputs import open_heldout, open_inputs, open_tokenizer, shard_fingerprints, tokenizer_path
 from davinci_jax.training.layout import batch_layout
 from davinci_jax.training.load import load_model
 from davinci_jax.training.run_directory import open_run_directory, write_evaluation
@@ -53,9 +54,10 @@ def import_run(experiment: Experiment, folder: pathlib.Path) -> pathlib.Path:
 
     Raises:
       ConfigError: the folder holds an architecture that the decoder does not have.
-      CheckpointError: it differs from the config's model, or the run has checkpoints already.
+      CheckpointError: it differs from the config's model or tokenizer, or the run has checkpoints already.
     """
     _check_same_model(experiment, huggingface.read_config(folder), folder)
+    _check_same_tokenizer(experiment, folder)
     mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
         inputs = open_inputs(experiment, batch_layout(experiment, mesh))
@@ -77,6 +79,21 @@ def import_run(experiment: Experiment, folder: pathlib.Path) -> pathlib.Path:
             inputs.close()
             checkpoints.close()
     return directory
+
+
+def _check_same_tokenizer(experiment: Experiment, folder: pathlib.Path) -> None:
+    """Raises if the folder has a tokenizer and it is not the run's: its weights would be fed other ids."""
+    mine = open_tokenizer(experiment).content
+    for file in (folder / "tokenizer.json", folder / "tokenizer.model"):
+        if file.is_file() and tokenizer_path(experiment).suffix == file.suffix:
+            theirs = file.read_bytes()
+            if theirs != mine and (file.suffix != ".json" or json.loads(theirs) != json.loads(mine)):
+                raise CheckpointError(
+                    str(file),
+                    None,
+                    f"is another tokenizer than {tokenizer_path(experiment)}",
+                    "copy it there and shard again, so that ids mean what the weights have learnt",
+                )
 
 
 def _check_same_model(experiment: Experiment, found: Any, folder: pathlib.Path) -> None:

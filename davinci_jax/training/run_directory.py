@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -44,7 +46,13 @@ def _open(directory: pathlib.Path, experiment: Experiment) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
         raise ConfigError("run.directory", str(directory), "cannot be made", "name another folder") from error
-    write_atomically(file, to_json(experiment))
+    write_atomically(file, to_json(_from_anywhere(experiment)))
+
+
+def _from_anywhere(experiment: Experiment) -> Experiment:
+    """Returns the experiment with `data.root` absolute: verbs read it from the run directory, started in any folder."""
+    data = dataclasses.replace(experiment.data, root=os.path.abspath(experiment.data.root))
+    return dataclasses.replace(experiment, data=data)
 
 
 @contextlib.contextmanager

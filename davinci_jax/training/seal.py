@@ -16,6 +16,8 @@ from typing import Any
 
 import jax
 
+from davinci_jax.files import write_atomically
+
 _NAME = re.compile(r"seal-(\d+)-of-(\d+)\.json")
 _OWNER = re.compile(r"ocdbt\.process_(\d+)/")
 
@@ -24,14 +26,8 @@ def write_seal(folder: pathlib.Path, meta: dict[str, Any]) -> None:
     """Seals this host's files of the step in `folder`, with `meta` (JSON) beside them."""
     rank, count = jax.process_index(), jax.process_count()
     files = {name: _describe(folder / name) for name in _files(folder) if _owner(name) == rank}
-    target = folder / f"seal-{rank}-of-{count}.json"
-    temporary = target.with_suffix(".tmp")
     body = {"files": files, "meta": meta}
-    with temporary.open("w") as file:
-        json.dump({"crc32": _crc_of(body), **body}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
+    write_atomically(folder / f"seal-{rank}-of-{count}.json", json.dumps({"crc32": _crc_of(body), **body}))
 
 
 def is_sealed(folder: pathlib.Path) -> bool:

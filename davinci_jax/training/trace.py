@@ -16,6 +16,7 @@ from davinci_jax.errors import ConfigError
 from davinci_jax.experiment import Experiment
 from davinci_jax.training.inputs import check_unchanged, open_all_rows, open_tokenizer
 from davinci_jax.training.load import sealed_meta
+from davinci_jax.training.units import printable
 
 
 def trace_step(experiment: Experiment, step: int) -> list[dict[str, Any]]:
@@ -61,7 +62,7 @@ def print_trace(experiment: Experiment, step: int, as_json: bool) -> None:
         for record in records:
             print(json.dumps(record, ensure_ascii=False))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     for (sequence, source, epoch, row), documents in itertools.groupby(
         records, key=lambda r: (r["sequence"], r["source"], r["epoch"], r["row"])
     ):
@@ -77,4 +78,5 @@ def print_trace(experiment: Experiment, step: int, as_json: bool) -> None:
                 )
             )
             place = f"  columns {document['first_column']:>5} to {last:>5}  {document['level']}  "
-            console.print(f"{place}{document['id']}{part}", markup=False)
+            licence = f"  {document['licence']}" if document["licence"] else ""
+            console.print(printable(f"{place}{document['id']}{part}{licence}"), markup=False)

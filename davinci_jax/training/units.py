@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers and texts as people read them."""
 
 from __future__ import annotations
 
@@ -69,3 +69,8 @@ def number(value: float | None, digits: int = 4) -> str:
 def percent(value: float, digits: int = 1) -> str:
     """Returns a share of one as a percentage."""
     return f"{100 * value:.{digits}f}%" if math.isfinite(value) else str(value)
+
+
+def printable(text: str) -> str:
+    """Returns text with the control characters made visible: no document may steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -17,6 +17,7 @@ from shard_sets import ByteTokenizer
 from davinci_jax.data import build
 from davinci_jax.data.build import build_shards, token_spans
 from davinci_jax.data.documents import is_held_out
+from davinci_jax.data.lineage import trace
 from davinci_jax.data.manifest import sha256_of, shard_folder
 from davinci_jax.data.rows import open_rows
 from davinci_jax.data.shards import ShardSet
@@ -271,6 +272,39 @@ def test_a_killed_build_leaves_no_set_and_the_next_one_is_whole(tmp_path):
     assert build_shards(config(tmp_path / "whole"), SOURCE, ByteTokenizer(), **SMALL) == again
     assert contents(tmp_path / "web") == contents(tmp_path / "whole" / "web")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["documents", "web", "whole"]
+
+
+def test_no_other_build_gets_in_before_the_end(tmp_path, monkeypatch):
+    """A build that starts just when another gives its folder the final name must not empty that folder."""
+    tries = []
+
+    def rename(old, new):
+        with pytest.raises(DataError, match="web: is being made by another process"), build._new_folder(new):
+            pass
+        tries.append(new)
+        return real(old, new)
+
+    real = pathlib.Path.rename
+    monkeypatch.setattr(pathlib.Path, "rename", rename)
+    write(tmp_path, documents())
+    build_shards(config(tmp_path), SOURCE, ByteTokenizer(), **SMALL)
+    assert tries == [tmp_path / "web"]
+    ShardSet(tmp_path / "web", "train").verify()
+    with pytest.raises(DataError, match="web: was just made by another process"), build._new_folder(tmp_path / "web"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["documents", "web"]
+
+
+def test_a_licence_goes_with_its_document(tmp_path):
+    lines = documents(40)
+    lines[0]["licence"] = "MIT"
+    lines[1]["licence"] = ["MIT"]
+    write(tmp_path, lines)
+    made = build_shards(config(tmp_path, heldout=0.0), SOURCE, ByteTokenizer(), **SMALL)
+    assert made.rejected == {"bad licence": 1}
+    rows = open_rows(config(tmp_path, heldout=0.0), 0)
+    traced = {document.id: document.licence for row in range(rows.num_rows) for document in trace(rows, row)}
+    assert {name: licence for name, licence in traced.items() if licence} == {"doc/0": "MIT"}
 
 
 def test_best_fit_is_planned_when_shards_are_made(tmp_path):

@@ -122,6 +122,9 @@ def test_a_shard_that_is_missing_truncated_or_longer(folder):
     file.unlink()
     with pytest.raises(DataError, match=r"train-00001.array_record: is missing"):
         ShardSet(folder)
+    file.symlink_to(folder / "nowhere")
+    with pytest.raises(DataError, match=r"train-00001.array_record: is missing"):
+        ShardSet(folder)
 
 
 def test_a_damaged_record_is_named(folder):

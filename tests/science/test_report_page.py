@@ -252,3 +252,10 @@ def test_a_run_of_a_hundred_thousand_lines_stays_below_three_megabytes(tmp_path)
             one["stage"] = "one" if n < 50_000 else "two"
             file.write(json.dumps({"kind": "train", **one}) + "\n")
     assert write_report(folder).stat().st_size < 3_000_000
+
+
+def test_an_experiment_that_is_no_text_is_told_in_one_line(tmp_path):
+    folder = report_run.write(tmp_path / "run")
+    (folder / "experiment.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ConfigError, match=r"experiment\.json': cannot be read"):
+        write_report(folder)

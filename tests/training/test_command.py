@@ -99,6 +99,10 @@ def test_generate_writes_samples(finished, capsys):
     assert [sample["prompt"] for sample in samples["samples"]] == ["abc", "x="]
     again = succeeds(capsys, "generate", finished / "run", "--prompt", "abc", "--prompt", "x=", "--max-new-tokens", 5)
     assert "written" not in again
+    for prompt in ("abc", "b", "c"):
+        succeeds(capsys, "generate", finished / "run", "--prompt", prompt, "--max-new-tokens", 5, "--save")
+    kept = [json.loads((finished / "run" / f"samples{n}.json").read_text()) for n in ("-1", "-2", "-3", "")]
+    assert [[sample["prompt"] for sample in one["samples"]] for one in kept] == [["abc", "x="], ["abc"], ["b"], ["c"]]
     assert [line for line in again.splitlines() if line.strip()] == [
         line for line in out.splitlines() if line.strip() and not line.startswith("written")
     ]
@@ -165,6 +169,33 @@ def test_to_hugging_face_and_back(finished, tmp_path, capsys):
     )
 
 
+def test_weights_of_another_tokenizer_are_refused(finished, tmp_path, capsys):
+    run, folder, other = finished / "run", tmp_path / "hf", f"run.directory={tmp_path / 'again'}"
+    succeeds(capsys, "convert", "to-hf", run, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))  # the same, without line breaks
+    succeeds(capsys, "convert", "from-hf", folder, run, other + "-1")
+    tokenizer["model"]["merges"].pop()
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "tokenizer.json: is another tokenizer than" in fails(capsys, "convert", "from-hf", folder, run, other + "-2")
+
+
+def test_a_run_is_read_from_any_folder(finished, tmp_path, capsys, monkeypatch):
+    """The config names the data relative to where training was started; the run directory is moved afterwards."""
+    (tmp_path / "data").symlink_to(finished / "data")
+    monkeypatch.chdir(tmp_path)
+    experiment = tiny_run.make_experiment(pathlib.Path())
+    config = tiny_run.write_config(experiment, tmp_path / "config.json")
+    assert experiment.data.root == "data"
+    succeeds(capsys, "train", config, "evaluation.every_steps=none")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere" / "moved")
+    succeeds(capsys, "evaluate", "moved")
+    succeeds(capsys, "trace", "moved", "--step", 3)
+    assert (tmp_path / "elsewhere" / "moved" / "evaluations" / f"{LAST}.json").is_file()
+
+
 def test_report_is_written(finished, capsys):
     succeeds(capsys, "report", finished / "run")
     assert "tiny" in (finished / "run" / "report.html").read_text()
@@ -217,6 +248,15 @@ def test_manifest_of_another_tokenizer(copied, capsys):
     file.write_text(json.dumps(tokenizer))
     line = fails(capsys, "train", tiny_run.write_config(experiment, root / "config.json"))
     assert "was made with another tokenizer" in line
+
+
+def test_labels_that_the_shards_were_not_made_for(copied, capsys):
+    root, experiment = copied
+    config = tiny_run.write_config(experiment, root / "config.json")
+    line = fails(capsys, "train", config, "data.sources.web.level=L4")
+    assert "data.sources[web].level = 'L4': is not what the shards in" in line
+    line = fails(capsys, "train", config, "data.sources.web.domain=Code", "data.sources.code.domain=General")
+    assert "data.sources[web].domain = 'Code': is not what the shards in" in line
 
 
 def test_vocabulary_mismatch(copied, capsys):
@@ -348,6 +388,20 @@ def test_documents_that_are_no_text_are_counted_and_left_out(copied, capsys):
 def test_one_clear_line(finished, capsys, arguments, message):
     places = {"root": finished, "config": finished / "config.json"}
     assert message in fails(capsys, *(argument.format(**places) for argument in arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("trian", "configs/quickstart.py"), "'trian' is unknown; did you mean 'train'?"),
+        (("convert", "form-hf", "a", "b"), "'form-hf' is unknown; did you mean 'from-hf'?"),
+    ],
+)
+def test_a_mistyped_verb_gets_the_nearest(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_unknown_options_end_with_code_2(capsys):

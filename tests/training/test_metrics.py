@@ -166,16 +166,17 @@ def _events(run_dir):
             data = data[16 + length :]
 
 
-def test_tensorboard_gets_the_numbers_and_hides_undone_steps(tmp_path):
+@pytest.mark.parametrize("first", [0, 4])
+def test_tensorboard_gets_the_numbers_and_hides_undone_steps(tmp_path, first):
     with MetricsWriter(tmp_path, tensorboard=True) as writer:
-        writer.event("resume", step=4)
+        writer.event("resume" if first else "start", step=first)
         writer.train({"step": 5, "loss": jnp.float32(1.5), "loss/Code": 2.0, "stage": "1-1", "mfu": None})
         writer.evaluation({"step": 5, "bits_per_byte": 0.5})
     events = list(_events(tmp_path))
     scalars = {(v.tag, e.step): v.simple_value for e in events for v in e.summary.value}
     assert scalars == {("train/loss", 5): 1.5, ("train/loss/Code", 5): 2.0, ("evaluation/bits_per_byte", 5): 0.5}
     starts = [event.step for event in events if event.session_log.status == 1]
-    assert starts == [5]
+    assert starts == [first + 1]
 
 
 class _Tracker:

@@ -13,12 +13,13 @@ import numpy as np
 
 from davinci_jax.curriculum.timeline import Timeline
 from davinci_jax.errors import ConfigError
-from davinci_jax.experiment import Experiment, from_json
+from davinci_jax.experiment import Experiment, load_config
 from davinci_jax.science.report import series
 from davinci_jax.training.metrics import Metrics, read_metrics
 
 # A run that wrote nothing for this long has ended without saying so.
 _SILENCE_SECONDS = 900.0
+_STOPS = ("sigterm", "sigint")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Record:
     def step(self) -> int:
         """Steps done, as far as the file tells."""
         told = [line["step"] for line in (*self.metrics.train[-1:], *self.metrics.evaluations[-1:])]
-        told += [event.get("step") for event in self.metrics.events[-1:] if event.get("event") in ("finish", "sigterm")]
+        told += [event.get("step") for event in self.metrics.events[-1:] if event.get("event") in ("finish", *_STOPS)]
         return min(max((step for step in told if isinstance(step, int)), default=0), self.timeline.num_steps)
 
     @property
@@ -74,10 +75,10 @@ class Record:
     def status(self) -> str:
         """ "finished", "stopped" (it said so, or fell silent), "running", or "not started"."""
         names = [event.get("event") for event in self.metrics.events]
-        last = next((name for name in reversed(names) if name in ("start", "resume", "sigterm", "finish")), None)
+        last = next((name for name in reversed(names) if name in ("start", "resume", "finish", *_STOPS)), None)
         if last == "finish":
             return "finished"
-        if last == "sigterm":
+        if last in _STOPS:
             return "stopped"
         lines = [*self.metrics.train[-1:], *self.metrics.evaluations[-1:], *self.metrics.events[-1:]]
         times = [line["time"] for line in lines if isinstance(line.get("time"), (int, float))]
@@ -96,7 +97,7 @@ def read_run(run_dir: str | pathlib.Path) -> Record:
     file = directory / "experiment.json"
     if not file.is_file():
         raise ConfigError("RUN", str(directory), "holds no experiment.json", "name a run directory")
-    experiment = from_json(file.read_text(encoding="utf-8"), str(file))
+    experiment = load_config(file)
     problems: list[str] = []
     metrics = read_metrics(directory)
     if metrics.damaged:

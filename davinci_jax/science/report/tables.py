@@ -182,7 +182,8 @@ def events(run: Record) -> list[dict[str, str]]:
             "step": _step_range(row["steps"]),
             "time": row["time"],
             "details": f"{len(row['steps'])} checkpoints" if len(row["steps"]) > 1 else row["details"],
-            "warning": row["name"] in ("damaged_checkpoint", "unfinished_checkpoint", "sigterm", "tracker_dropped"),
+            "warning": row["name"]
+            in ("damaged_checkpoint", "unfinished_checkpoint", "sigterm", "sigint", "tracker_dropped"),
         }
         for row in rows
     ]
