@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Literal
 
 import jax
-from jax.experimental.pallas import tpu as pltpu
 
 FAMILIES = {
     "TPU v5 lite": "v5e",
@@ -80,6 +79,8 @@ def interpreting(target: Target, params: object = None) -> Iterator[None]:
     """
     with compiling_for(dataclasses.replace(target, interpret=True)):
         if target.platform == "tpu":
+            from jax.experimental.pallas import tpu as pltpu  # late, for `import pallas_kernels` to be quick
+
             with pltpu.force_tpu_interpret_mode(params or pltpu.InterpretParams()):
                 yield
         else:

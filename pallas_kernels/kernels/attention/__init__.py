@@ -1,6 +1,6 @@
 """Attention: the public function, its reference, and the kernels behind it."""
 
-from pallas_kernels.kernels.attention.api import RESIDUAL, attention, supported
+from pallas_kernels.kernels.attention.api import RESIDUAL, attention
 from pallas_kernels.kernels.attention.spec import AttentionSpec
 
-__all__ = ["RESIDUAL", "AttentionSpec", "attention", "supported"]
+__all__ = ["RESIDUAL", "AttentionSpec", "attention"]

@@ -83,30 +83,6 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def supported(
-    q: jax.ShapeDtypeStruct,
-    k: jax.ShapeDtypeStruct,
-    *,
-    causal: bool = True,
-    segment_ids: bool = False,
-    positions: bool = False,
-    window: int | tuple[int, int] | None = None,
-    soft_cap: float | None = None,
-    return_lse: bool = False,
-    backend: Backend = "pallas",
-) -> str | None:
-    """Why `backend` does not take a case on the current target; None if it does.
-
-    Args:
-      q: shape and dtype of the queries; k: of the keys.
-      segment_ids, positions: whether they are given.
-      causal, window, soft_cap, return_lse: as in `attention`; sinks count as `return_lse`.
-    """
-    spec = _spec(q, k, k, causal, window, soft_cap, None)
-    masks = (segment_ids or None, segment_ids or None, positions or None, positions or None)
-    return _reason(backend, q, k, spec, masks, return_lse)
-
-
 def _spec(q, k, v, causal, window, soft_cap, scale) -> AttentionSpec:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
@@ -290,6 +266,8 @@ def _call(backend, direction, arrays, given, masks, spec, config):
 def _cudnn_reason(q, k, spec, masks, needs_lse, now) -> str | None:
     if now.platform != "gpu":
         return f"cuDNN does not run on {now.device_kind}"
+    if not _cudnn_found():
+        return "jax finds no cuDNN"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"cuDNN's fused attention takes bfloat16 and float16, not {q.dtype}"
     if q.shape[3] % 8 or q.shape[3] > 128:
@@ -303,6 +281,18 @@ def _cudnn_reason(q, k, spec, masks, needs_lse, now) -> str | None:
     if spec.window is not None and not (spec.causal and spec.window[1] == -1):
         return "cuDNN takes a window to the left of a causal mask only"
     return None
+
+
+def _cudnn_found() -> bool:
+    """jax raises where cuDNN is missing and has no public way to ask; a name that moved counts as found."""
+    try:
+        from jax._src.cudnn import fused_attention_stablehlo
+
+        return bool(fused_attention_stablehlo.check_cudnn_version())
+    except RuntimeError:
+        return False
+    except (ImportError, AttributeError):
+        return True
 
 
 def _cudnn(q, k, v, masks, spec):

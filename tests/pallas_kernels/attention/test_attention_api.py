@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pallas_kernels import target
+from pallas_kernels import supported, target
 from pallas_kernels.errors import ArgumentError, UnsupportedError
-from pallas_kernels.kernels.attention import RESIDUAL, AttentionSpec, attention, supported
+from pallas_kernels.kernels.attention import RESIDUAL, AttentionSpec, api, attention
 from pallas_kernels.kernels.attention.xla import _chunks
 
 
@@ -243,12 +243,15 @@ def test_bad_arguments_are_named(change, message):
         attention(*(jnp.zeros(shape) for shape in arrays.values()), **options)
 
 
-def test_a_named_backend_that_cannot_says_why():
+def test_a_named_backend_that_cannot_says_why(monkeypatch):
     q, k, v = inputs(12)
     with pytest.raises(UnsupportedError, match='backend="pallas" does not take this case: there is no kernel for cpu'):
         attention(q, k, v, backend="pallas")
     with pytest.raises(UnsupportedError, match="cuDNN does not run on cpu"):
         attention(q, k, v, backend="cudnn")
     with target.compiling_for(target.H200):
-        assert "float32" in supported(q, k, backend="cudnn")
-        assert supported(q.astype(jnp.bfloat16), k.astype(jnp.bfloat16), backend="cudnn") is None
+        assert supported(attention, q, k, v, backend="cudnn") == "jax finds no cuDNN"
+        monkeypatch.setattr(api, "_cudnn_found", lambda: True)
+        assert "float32" in supported(attention, q, k, v, backend="cudnn")
+        q, k, v = (jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for x in (q, k, v))
+        assert "window" in supported(attention, q, k, v, window=(1, 1), causal=False, backend="cudnn")

@@ -1,0 +1,43 @@
+"""Asking whether a kernel takes a case, without running it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from pallas_kernels.errors import UnsupportedError
+
+
+def supported(function: Callable, *arguments: Any, backend: str = "pallas", **options: Any) -> str | None:
+    """Why `backend` does not take a case on the current target; None if it does.
+
+    The call is traced with shapes alone: nothing is compiled or run. `pallas_kernels.target.compiling_for` asks for
+    another target than jax's default device.
+
+      supported(attention, q, k, v, segment_ids=ids, soft_cap=30.0)
+
+    Args:
+      function: a public function of this package.
+      arguments: its arrays, or `jax.ShapeDtypeStruct` in their place.
+      backend: the backend that is asked about.
+      options: the other arguments of `function`.
+
+    Raises:
+      ArgumentError: the call is wrong on every backend.
+    """
+    arrays = {name: value for name, value in options.items() if _is_array(value)}
+    static = {name: value for name, value in options.items() if name not in arrays}
+
+    def call(arguments, arrays):
+        return function(*arguments, **arrays, **static, backend=backend)
+
+    try:
+        jax.eval_shape(call, arguments, arrays)
+    except UnsupportedError as error:
+        return error.reason
+    return None
+
+
+def _is_array(value: Any) -> bool:
+    leaves = jax.tree.leaves(value)
+    return bool(leaves) and all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)
