@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -173,13 +174,14 @@ def _kernel(
 
             if len(values) == 2:
                 gated, plain = values
-                values = [gated / (1.0 + jnp.exp(-gated)) * plain, gated, plain]
+                values = [gated * plain / (1.0 + jnp.exp2(-math.log2(math.e) * gated)), gated, plain]
             values = [value.astype(out.dtype) for value, out in zip(values, outs, strict=False)]  # the first, or all
             row, low, high = (tiles[m, i] for i in (schedule.ROW, schedule.LOW, schedule.HIGH))
             first = warpgroup * height
             low, high = (jnp.clip(edge - first, 0, height) for edge in (low, high))
+            column = pl.ds(n * config.tile_n, config.tile_n)
             for out, value in zip(outs, values, strict=True):
-                part = out.at[:, pl.ds(n * config.tile_n, config.tile_n)]
+                part = out.at[:, column]
                 _store(value, part, row + first, low, high, out_whole.at[warpgroup], out_rows.at[warpgroup])
             return done
 
@@ -192,37 +194,40 @@ def _kernel(
 def _store(value, out, row, low, high, whole, rows):
     """Rows `low` to `high` of `value` to `out` from `row` on, by parts of 128 bytes of each row."""
     height, width = value.shape
-    part = whole.shape[-1]
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the copies of the tile before
+    size = whole.shape[-1]
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the copies of what was stored before
 
     @pl.when(high - low == height)
     def _():
-        for i in range(width // part):
+        for i in range(width // size):
             slot = i % OUT_SLOTS
             if i >= OUT_SLOTS:
                 plgpu.wait_smem_to_gmem(OUT_SLOTS - 1, wait_read_only=True)
-            whole[slot] = value[:, i * part : (i + 1) * part]
+            whole[slot] = value[:, i * size : (i + 1) * size]
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(whole.at[slot], out.at[pl.ds(row, height), pl.ds(i * part, part)])
+            plgpu.copy_smem_to_gmem(whole.at[slot], out.at[pl.ds(row, height), pl.ds(i * size, size)])
 
     @pl.when((high > low) & (high - low < height))
     def _():
-        for i in range(width // part):
+        for i in range(width // size):
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            slot = i % OUT_SLOTS
-            memory.store_linear(rows.at[slot], value[:, i * part : (i + 1) * part])
+            memory.store_linear(rows.at[0], value[:, i * size : (i + 1) * size])
             plgpu.commit_smem()
-            _copy_rows(rows.at[slot], out.at[:, pl.ds(i * part, part)], row, low, high, height)
+            _copy_rows(rows.at[0], out.at[:, pl.ds(i * size, size)], row, low, high, height)
 
 
 def _copy_rows(rows, out, row, low, high, height):
-    """A copy has a fixed number of rows: two of the power of two below the count cover it, overlapping."""
+    """Rows `low` to `high`: a copy has a fixed number of rows, so that up to four of a power of four cover them."""
+    count = high - low
     size = 1
     while size < height:
 
-        @pl.when((high - low >= size) & (high - low < 2 * size))
+        @pl.when((count >= size) & (count < 4 * size))
         def _(size=size):
-            for first in (low, high - size):
+            def copy(i, _):
+                first = jnp.minimum(low + i * size, high - size)  # the last may overlap the one before
                 plgpu.copy_smem_to_gmem(rows.at[pl.ds(first, size)], out.at[pl.ds(row + first, size)])
 
-        size *= 2
+            lax.fori_loop(0, lax.div(count + (size - 1), jnp.int32(size)), copy, None)
+
+        size *= 4
