@@ -143,7 +143,7 @@ def devices(device: str | targets.Target) -> list[Any]:
 def lower(device: str, function: Callable, *arguments: Any, donate: Sequence[int] = ()) -> jax.stages.Lowered:
     """Traces and lowers `function` for a device, given arguments with shardings on it."""
     target = DEVICES[device].target
-    with targets.compiling_for(target), _abstract_device(target):
+    with targets.compiling_for(target), _abstract_device(target, arguments):
         traced = jax.jit(function, donate_argnums=tuple(donate)).trace(*arguments)
         return traced.lower(lowering_platforms=("cuda" if target.platform == "gpu" else "tpu",))
 
@@ -168,12 +168,15 @@ def _topology(name: str) -> Sequence[Any]:
 
 
 @contextlib.contextmanager
-def _abstract_device(target: targets.Target) -> Iterator[None]:
-    """Tells Pallas what it traces for, which it would otherwise ask the default device; there is no mesh axis."""
+def _abstract_device(target: targets.Target, arguments: Any) -> Iterator[None]:
+    """Tells Pallas what it traces for, which it would otherwise ask the default device; the mesh is the arguments'."""
     device = jax.sharding.AbstractDevice(
         device_kind=target.device_kind, num_cores=target.cores, platform=target.platform
     )
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+    shardings = (leaf.sharding for leaf in jax.tree.leaves(arguments))
+    meshes = [sharding.mesh for sharding in shardings if isinstance(sharding, jax.sharding.NamedSharding)]
+    sizes, names, types = (meshes[0].axis_sizes, meshes[0].axis_names, meshes[0].axis_types) if meshes else ((),) * 3
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(sizes, names, types, abstract_device=device)):
         yield
 
 

@@ -48,14 +48,15 @@ def regions(bundles: str, expansion: str) -> tuple[Region, ...]:
     extents = _extents(texts)
     cycles = {int(ordinal): int(after) for ordinal, after in _CYCLES.findall(expansion)}
     matmuls = [len(_MATMUL.findall(text)) for text in texts]
-    loops, skipped = _branches(texts, extents)
+    parents = _parents(extents)
+    loops, skipped = _branches(texts, extents, parents)
     found = []
     for ordinal, (start, end) in extents.items():
         found.append(
             Region(
                 ordinal=ordinal,
                 cycles=cycles.get(ordinal, end - start + 1),
-                parent=_parent(ordinal, extents),
+                parent=parents[ordinal],
                 loop=ordinal in loops,
                 trips=loops.get(ordinal),
                 conditional=ordinal in skipped,
@@ -82,7 +83,9 @@ def _extents(texts: list[str]) -> dict[int, tuple[int, int]]:
     return {ordinal: (start, ends.get(ordinal, start)) for ordinal, start in starts.items()}
 
 
-def _branches(texts: list[str], extents: dict[int, tuple[int, int]]) -> tuple[dict[int, int | None], set[int]]:
+def _branches(
+    texts: list[str], extents: dict[int, tuple[int, int]], parents: dict[int, int | None]
+) -> tuple[dict[int, int | None], set[int]]:
     """Loops with their constant trips, and regions that a conditional jump leaves out."""
     loops: dict[int, int | None] = {}
     skipped: set[int] = set()
@@ -95,8 +98,8 @@ def _branches(texts: list[str], extents: dict[int, tuple[int, int]]) -> tuple[di
             if to <= index:
                 loops[int(target)] = bounds.get(condition.strip("(!) "))
             elif condition:
-                inside = [o for o, extent in extents.items() if _jumped_over(extent, index, to)]
-                skipped.update(o for o in inside if _parent(o, extents) not in inside)
+                inside = {ordinal for ordinal, extent in extents.items() if _jumped_over(extent, index, to)}
+                skipped.update(ordinal for ordinal in inside if parents[ordinal] not in inside)
     return loops, skipped
 
 
@@ -105,14 +108,13 @@ def _jumped_over(extent: tuple[int, int], jump: int, to: int) -> bool:
     return jump - _SLACK <= start and jump < end < to and end - max(start, jump) >= (end - start) / 2
 
 
-def _parent(ordinal: int, extents: dict[int, tuple[int, int]]) -> int | None:
-    start, end = extents[ordinal]
-    order = list(extents)
-    around = [
-        (last - first, -order.index(other), other)
-        for other, (first, last) in extents.items()
-        if first <= start
-        and end <= last
-        and (last - first > end - start or (last - first == end - start and order.index(other) < order.index(ordinal)))
-    ]
-    return min(around)[2] if around else None
+def _parents(extents: dict[int, tuple[int, int]]) -> dict[int, int | None]:
+    """The smallest region around each; of two with the same extent the one started first is around the other."""
+    order = {ordinal: index for index, ordinal in enumerate(extents)}
+    longest_first = sorted(extents, key=lambda o: (extents[o][0] - extents[o][1], order[o]))
+    parents: dict[int, int | None] = {}
+    for index, ordinal in enumerate(longest_first):
+        start, end = extents[ordinal]
+        around = (o for o in reversed(longest_first[:index]) if extents[o][0] <= start and end <= extents[o][1])
+        parents[ordinal] = next(around, None)
+    return parents

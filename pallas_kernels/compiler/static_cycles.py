@@ -9,6 +9,7 @@ it hangs on data (a list of blocks): see `KernelReport.model`.
 import collections
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import re
@@ -68,7 +69,7 @@ class KernelReport:
 
     def region(self, ordinal: int) -> schedule.Region:
         """The region of that number."""
-        return next(region for region in self.regions if region.ordinal == ordinal)
+        return self._by_ordinal[ordinal]
 
     @property
     def grid(self) -> schedule.Region:
@@ -153,9 +154,7 @@ class KernelReport:
             if region.ordinal in runs:
                 count[region.ordinal] = runs[region.ordinal]
             elif region.loop and region.trips is None:
-                raise LookupError(
-                    f"{self.name}: the trips of loop {region.ordinal} hang on data: give them"
-                )
+                raise LookupError(f"{self.name}: the trips of loop {region.ordinal} hang on data: give them")
             elif region.loop:
                 count[region.ordinal] = count[region.parent] * region.trips
             elif body and region == body and body.parent == self.grid.ordinal and self.steps is not None:
@@ -173,12 +172,15 @@ class KernelReport:
 
     def _around(self, region: schedule.Region) -> list[int]:
         """Ordinals of the regions around one, the closest first."""
-        by_ordinal = {other.ordinal: other for other in self.regions}
         found = []
         while region.parent is not None:
             found.append(region.parent)
-            region = by_ordinal[region.parent]
+            region = self._by_ordinal[region.parent]
         return found
+
+    @functools.cached_property
+    def _by_ordinal(self) -> dict[int, schedule.Region]:
+        return {region.ordinal: region for region in self.regions}
 
     def _closest(self, region: schedule.Region, accept: Callable[[schedule.Region], bool]) -> int | None:
         return next((ordinal for ordinal in self._around(region) if accept(self.region(ordinal))), None)
