@@ -63,7 +63,7 @@ def write_source(folder: pathlib.Path, tokens: int, seed: int, **options: int) -
     while writers["train"].num_tokens < tokens:
         length = int(min(rng.lognormal(6.4, 0.9) + 16, 30_000, tokens - writers["train"].num_tokens))
         ids = np.searchsorted(cumulative, rng.random(length) * cumulative[-1])
-        writers["train"].add(ids, np.zeros((0, 2)), 4 * length, {"id": str(count), "level": "L2", "lineage": []})
+        writers["train"].add(ids, np.zeros((0, 2)), {"id": str(count), "level": "L2", "lineage": []})
         count += 1
     splits = {split: writer.close() for split, writer in writers.items()}
     tokenizer = TokenizerEntry("synthetic", IDS + 1, IDS)

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
-    ("pallas_kernels", "davinci_jax", "davinci_jax.errors", "davinci_jax.files", "davinci_jax.experiment"),
+    ("pallas_kernels", "davinci_jax", "davinci_jax.errors", "davinci_jax.files", "davinci_jax.text", "davinci_jax.experiment"),
     ("davinci_jax.ops",),
     ("davinci_jax.layers", "davinci_jax.sharding"),
     ("davinci_jax.models", "davinci_jax.optimizers"),
@@ -26,6 +26,7 @@ LIBRARIES = {
     "davinci_jax": set(),
     "davinci_jax.errors": set(),
     "davinci_jax.files": set(),
+    "davinci_jax.text": set(),
     "davinci_jax.experiment": set(),
     "davinci_jax.ops": {"jax", "numpy"},
     "davinci_jax.layers": {"jax", "flax", "numpy"},

@@ -35,6 +35,11 @@ class Budget:
         return self.draws * self.experiment.data.sequence_length
 
     @property
+    def pool(self) -> np.ndarray:
+        """Tokens in the rows of each source, int64 [sources]."""
+        return self.rows * self.experiment.data.sequence_length
+
+    @property
     def epochs(self) -> np.ndarray:
         """How often each stage goes through each source, float64 [stages, sources]."""
         return self.draws / np.maximum(self.rows, 1)
@@ -97,16 +102,23 @@ def declared_rows(experiment: Experiment) -> list[int]:
     return [int(source.tokens // experiment.data.sequence_length) for source in experiment.data.sources]
 
 
-def make_budget(experiment: Experiment, timeline: Timeline, rows: Sequence[int] | None = None) -> Budget:
+def make_budget(
+    experiment: Experiment,
+    timeline: Timeline,
+    rows: Sequence[int | None] | None = None,
+    sequences: int | None = None,
+) -> Budget:
     """Returns what the run draws from its sources.
 
     Args:
       experiment: the run.
       timeline: its compiled curriculum.
-      rows: rows of each source, as its shards have them; `None` takes the declared tokens.
+      rows: rows of each source, as its shards have them; `None`, also for one source, takes the declared tokens.
+      sequences: what the first so many sequences draw; `None` for the whole run.
     """
-    if rows is None:
-        rows = declared_rows(experiment)
+    declared = declared_rows(experiment)
+    rows = [says if have is None else have for have, says in zip(rows or declared, declared, strict=True)]
     index = mixture_index(experiment, timeline, np.maximum(rows, 1))
-    ends = [index.draws(timeline.sequences_of(n).stop) for n in range(timeline.num_stages)]
+    stops = [timeline.sequences_of(n).stop for n in range(timeline.num_stages)]
+    ends = [index.draws(stop if sequences is None else min(stop, sequences)) for stop in stops]
     return Budget(experiment, np.diff(ends, axis=0, prepend=0), np.asarray(rows, np.int64))

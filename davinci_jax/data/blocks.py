@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAGIC = b"dvb1"
-# magic, bytes per token, padding, tokens, starts, spans, padding, block, first document, its offset
-_HEADER = struct.Struct("<4sB3xIII4xQQQ")
+MAGIC = b"dvb2"
+# magic, bytes per token, padding, tokens, starts, spans, padding, block
+_HEADER = struct.Struct("<4sB3xIII4xQ")
 _DTYPES = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
@@ -27,16 +27,12 @@ class Block(NamedTuple):
       tokens: uint16 or uint32 [n + 1], the look-ahead token last.
       starts: uint32 [d], ascending, positions 0..n in the block where a document starts; n is the look-ahead's.
       spans: uint32 [m, 2], positions [start, end) in 0..n+1 of tokens that are masked as targets.
-      first_document: ordinal, in the split, of the document that holds the block's first token.
-      document_offset: position of the block's first token in that document.
     """
 
     index: int
     tokens: np.ndarray
     starts: np.ndarray
     spans: np.ndarray
-    first_document: int
-    document_offset: int
 
     @property
     def num_tokens(self) -> int:
@@ -53,8 +49,6 @@ def encode(block: Block) -> bytes:
         len(block.starts),
         len(block.spans),
         block.index,
-        block.first_document,
-        block.document_offset,
     )
     parts = (block.starts.astype("<u4"), block.spans.astype("<u4"), block.tokens.astype(_DTYPES[block.tokens.itemsize]))
     return header + b"".join(part.tobytes() for part in parts)
@@ -68,7 +62,7 @@ def decode(record: bytes) -> Block:
     """
     if len(record) < _HEADER.size:
         raise ValueError(f"has {len(record)} bytes, fewer than a header")
-    magic, itemsize, n, num_starts, num_spans, index, document, offset = _HEADER.unpack_from(record)
+    magic, itemsize, n, num_starts, num_spans, index = _HEADER.unpack_from(record)
     if magic != MAGIC:
         raise ValueError(f"begins with {magic!r}, not with {MAGIC!r}")
     if itemsize not in _DTYPES or n == 0:
@@ -84,4 +78,4 @@ def decode(record: bytes) -> Block:
     if num_spans and (spans[-1, 1] > n + 1 or (spans.ravel()[1:] < spans.ravel()[:-1]).any()):
         raise ValueError("has masked spans outside the block or out of order")
     tokens = np.frombuffer(record, _DTYPES[itemsize], n + 1, tokens_at)
-    return Block(index, tokens, starts, spans, document, offset)
+    return Block(index, tokens, starts, spans)

@@ -262,7 +262,7 @@ class _Build:
         record = {"id": document.id, "level": document.level, "lineage": document.lineage}
         if document.licence is not None:
             record["licence"] = document.licence
-        writers[split].add(encoded.tokens, encoded.spans, document.text_bytes, record)
+        writers[split].add(encoded.tokens, encoded.spans, record)
         if self.lineage is None:
             self.lineage = document.lineage
         elif self.lineage != document.lineage:

@@ -12,7 +12,7 @@ from davinci_jax.errors import DataError
 from davinci_jax.experiment import DataConfig, Source
 from davinci_jax.files import write_atomically
 
-FORMAT = "davinci-shards-1"
+FORMAT = "davinci-shards-2"
 NAME = "manifest.json"
 SPLITS = ("train", "heldout")
 
@@ -28,11 +28,10 @@ class FileEntry:
 
 @dataclasses.dataclass(frozen=True)
 class ShardEntry(FileEntry):
-    """A file of token blocks, one record each; `first_token` is its first token's position in the split."""
+    """A file of token blocks, one record each."""
 
     blocks: int
     tokens: int
-    first_token: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,6 @@ class SplitEntry:
 
     Attributes:
       tokens, documents, blocks: counts.
-      bytes_of_text: UTF-8 bytes of the documents.
       shards: token files in the order of the stream.
       documents_files: document table in the order of the stream.
       offsets: a .npy file, int64 [documents + 1]: position of each document's first token, then `tokens`.
@@ -57,7 +55,6 @@ class SplitEntry:
     tokens: int
     documents: int
     blocks: int
-    bytes_of_text: int
     shards: tuple[ShardEntry, ...]
     documents_files: tuple[DocumentsEntry, ...]
     offsets: FileEntry

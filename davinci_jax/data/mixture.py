@@ -13,7 +13,7 @@ look-up walks down the tree. What that gives:
   give or take a little: a node's count is within 1/2 of its part of its parent's count, so it is within
   sum over n of (its weight / weight of n) / 2 of its share, n going from the node itself up to the root's children.
   The tree is Huffman's, whose weights grow along a path at least like Fibonacci's numbers, which keeps the sum
-  below 1.7 whatever the shares; with groups, that of a source below twice that. `Tree.bounds` tells.
+  below 1.7 whatever the shares; with groups, that of a source below twice that.
 - At multiples of 2^32 sequences every count is exact, so the order repeats and no product exceeds 64 bits.
 - The order depends on the shares alone, not on the length of the stage: a stage may be cut short or prolonged, and
   stages may be appended, without moving a sequence that was drawn before.
@@ -90,20 +90,6 @@ class Tree:
         roots = [(group, _join(nodes, items)) for group, items in members.items()]
         _join(nodes, [(nodes[root].weight, group, root) for group, root in roots])
         return cls(tuple(nodes), tuple(weights))
-
-    def bounds(self) -> np.ndarray:
-        """Returns how far each source's count can be from its share at any prefix, in sequences, float64 [sources]."""
-        bounds = np.zeros(len(self.weights))
-        open_paths = [(len(self.nodes) - 1, 0.0)]
-        while open_paths:
-            position, inverse_weights = open_paths.pop()
-            node = self.nodes[position]
-            if node.source >= 0:
-                bounds[node.source] = node.weight * inverse_weights / 2
-                continue
-            for child in (node.left, node.right):
-                open_paths.append((child, inverse_weights + 1 / self.nodes[child].weight))
-        return bounds
 
     def lookup(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (source int32 [k], draw of that source within the stage int64 [k]) of positions int64 [k]."""

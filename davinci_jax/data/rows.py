@@ -117,6 +117,12 @@ def open_rows(data: DataConfig, source: int, split: str = "train") -> Rows:
     return ConcatRows(*arguments)
 
 
+def counted_rows(data: DataConfig, source: int) -> int | None:
+    """Returns the training rows of a source whose shard set is there, else `None`; raises `DataError` on a bad one."""
+    found = (shard_folder(data, data.sources[source]) / "manifest.json").is_file()
+    return open_rows(data, source).num_rows if found else None
+
+
 def _fill(shards: ShardSet, ranges: Ranges, batch: Batch, mask_questions: bool) -> None:
     """Writes ranges of the stream into the rows of a batch."""
     rows, length = batch.tokens.shape

@@ -52,19 +52,18 @@ class SplitWriter:
             folder, f"{split}-documents-{{:05d}}.array_record", _DOCUMENT_OPTIONS, _DOCUMENTS_PER_FILE
         )
         self._offsets = _OffsetsFile(folder / f"{split}-offsets.npy")
-        self.num_tokens = self.num_documents = self.bytes_of_text = 0
+        self.num_tokens = self.num_documents = 0
         # What is not in a block yet: tokens, and the documents and spans that reach into them.
         self._pending: list[np.ndarray] = []
         self._pending_first = 0
-        self._first_ordinal, self._starts, self._spans = 0, [], []
+        self._starts, self._spans = [], []
 
-    def add(self, tokens: np.ndarray, spans: np.ndarray, text_bytes: int, record: Mapping[str, Any]) -> None:
+    def add(self, tokens: np.ndarray, spans: np.ndarray, record: Mapping[str, Any]) -> None:
         """Appends a document.
 
         Args:
           tokens: the document's tokens [n], end of text included, n > 0.
           spans: int [m, 2], ascending positions [start, end) in the document that are masked as targets.
-          text_bytes: UTF-8 bytes of its text.
           record: its fields of the document table; position and length are added.
         """
         first, count = self.num_tokens, len(tokens)
@@ -74,7 +73,6 @@ class SplitWriter:
         self._spans += (np.asarray(spans, np.int64).reshape(-1, 2) + first).tolist()
         self._pending.append(tokens.astype(self.dtype))
         self.num_tokens, self.num_documents = first + count, self.num_documents + 1
-        self.bytes_of_text += text_bytes
         if self.num_tokens - self._pending_first > _FLUSH_BLOCKS * self.block_tokens:
             self._flush(final=False)
 
@@ -86,14 +84,13 @@ class SplitWriter:
         shards, first = [], 0
         for entry, count in self._blocks.close():
             tokens = min(count * self.block_tokens, self.num_tokens - first)
-            shards.append(ShardEntry(entry.file, entry.bytes, entry.sha256, count, tokens, first))
+            shards.append(ShardEntry(entry.file, entry.bytes, entry.sha256, count, tokens))
             first += tokens
         table = [DocumentsEntry(entry.file, entry.bytes, entry.sha256, count) for entry, count in self._table.close()]
         return SplitEntry(
             tokens=self.num_tokens,
             documents=self.num_documents,
             blocks=sum(shard.blocks for shard in shards),
-            bytes_of_text=self.bytes_of_text,
             shards=tuple(shards),
             documents_files=tuple(table),
             offsets=offsets,
@@ -116,21 +113,18 @@ class SplitWriter:
             return
         self._pending, self._pending_first = [stream[begin:]], self._pending_first + begin
         passed = int(np.searchsorted(starts, self._pending_first, side="right")) - 1
-        self._first_ordinal, self._starts = self._first_ordinal + passed, self._starts[passed:]
+        self._starts = self._starts[passed:]
         self._spans = spans[spans[:, 1] > self._pending_first].tolist()
 
     def _block(self, first: int, tokens: np.ndarray, starts: np.ndarray, spans: np.ndarray) -> Block:
         last = first + len(tokens) - 1  # the look-ahead token
         low, high = np.searchsorted(starts, first), np.searchsorted(starts, last, side="right")
-        document = int(np.searchsorted(starts, first, side="right")) - 1
         inside = spans[(spans[:, 1] > first) & (spans[:, 0] <= last)]
         return Block(
             index=first // self.block_tokens,
             tokens=tokens,
             starts=starts[low:high] - first,
             spans=np.clip(inside, first, last + 1) - first,
-            first_document=self._first_ordinal + document,
-            document_offset=first - int(starts[document]),
         )
 
 

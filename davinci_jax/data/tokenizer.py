@@ -19,8 +19,7 @@ import sentencepiece
 import tokenizers
 
 from davinci_jax.errors import DataError
-
-END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
+from davinci_jax.text import END_OF_TEXT
 
 # What the libraries raise on something that is no Unicode text; `_no_text` finds out which text it was.
 _TEXT_ERRORS = (TypeError, UnicodeEncodeError, RuntimeError)

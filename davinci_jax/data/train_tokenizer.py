@@ -15,15 +15,9 @@ from davinci_jax.data.documents import DocumentReader, is_held_out
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import Experiment, Source
 from davinci_jax.files import write_atomically
+from davinci_jax.text import END_OF_TEXT, QWEN2_SPLIT
 
-EOS_TOKEN = "<|endoftext|>"
-
-# How Qwen2 (arXiv 2407.10671) cuts text before merging: contractions, words with one leading character, single
-# digits, punctuation with the line breaks after it, blanks.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+EOS_TOKEN = END_OF_TEXT[0]
 
 
 def train_tokenizer(
@@ -86,7 +80,7 @@ def train(texts: Iterator[str], vocab_size: int) -> tokenizers.Tokenizer:
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated"),
+            pre_tokenizers.Split(tokenizers.Regex(QWEN2_SPLIT), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

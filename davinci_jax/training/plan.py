@@ -11,16 +11,17 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from davinci_jax import optimizers
-from davinci_jax.curriculum.budget import Budget, declared_rows, make_budget
+from davinci_jax.curriculum.budget import Budget, make_budget
 from davinci_jax.curriculum.shares import domain_shares
 from davinci_jax.curriculum.timeline import Timeline
-from davinci_jax.data.manifest import shard_folder
-from davinci_jax.data.rows import open_rows
+from davinci_jax.data.rows import counted_rows
 from davinci_jax.experiment import Experiment, Stage, fingerprint
 from davinci_jax.models import decoder
-from davinci_jax.models.flops import flops_per_token, num_active_params, num_params
+from davinci_jax.models.flops import flops_per_token, num_active_params, num_params, peak_flops
 from davinci_jax.sharding import MESH_AXES, mesh_sizes
 from davinci_jax.training.layout import batch_layout
+
+ASSUMED_MFU = 0.4  # what dense models of a few billion parameters reach on a well-fed cluster
 
 FLOPS_CONVENTION = (
     "forward and backward: 6 per active matrix entry, the output head included, and the causal half of attention; "
@@ -43,9 +44,8 @@ def make_plan(experiment: Experiment, num_devices: int | None = None) -> dict[st
         divide over the mesh.
     """
     timeline = Timeline.compile(experiment.curriculum, experiment.data.sequence_length)
-    counted = _counted_rows(experiment)
-    rows = [have if have is not None else says for have, says in zip(counted, declared_rows(experiment), strict=True)]
-    budget = make_budget(experiment, timeline, rows)
+    counted = [counted_rows(experiment.data, number) for number in range(len(experiment.data.sources))]
+    budget = make_budget(experiment, timeline, counted)
     budget.check()
     sizes = _state_sizes(experiment, timeline, _abstract_mesh(experiment, num_devices))
     plan = {
@@ -60,6 +60,7 @@ def make_plan(experiment: Experiment, num_devices: int | None = None) -> dict[st
         "sources": _sources(experiment, budget, counted),
         "model": _model(experiment, timeline),
         "devices": sizes["devices"],
+        "time": _time(experiment, timeline, sizes["devices"]["count"]),
         "checkpoints": _checkpoints(experiment, timeline, sizes["state_bytes"]),
         "evaluations": _evaluations(experiment, timeline),
     }
@@ -103,17 +104,10 @@ def _stage(experiment: Experiment, timeline: Timeline, budget: Budget, number: i
 def _domain_epochs(budget: Budget, stage: Stage, drawn: dict[str, int]) -> dict[str, float]:
     """Returns how often the stage goes through what it may draw from, by domain."""
     pool = dict.fromkeys(drawn, 0.0)
-    for source, rows in zip(budget.experiment.data.sources, budget.rows.tolist(), strict=True):
+    for source, tokens in zip(budget.experiment.data.sources, budget.pool.tolist(), strict=True):
         if source.stages is None or stage.name in source.stages:
-            pool[source.domain] = pool.get(source.domain, 0) + rows * budget.experiment.data.sequence_length
+            pool[source.domain] = pool.get(source.domain, 0) + tokens
     return {domain: tokens / pool[domain] if tokens else 0.0 for domain, tokens in drawn.items()}
-
-
-def _counted_rows(experiment: Experiment) -> list[int | None]:
-    """Returns the rows of each source whose shards are there, and `None` for the others."""
-    data = experiment.data
-    made = [(shard_folder(data, source) / "manifest.json").is_file() for source in data.sources]
-    return [open_rows(data, number).num_rows if found else None for number, found in enumerate(made)]
 
 
 def _sources(experiment: Experiment, budget: Budget, counted: Sequence[int | None]) -> list[dict[str, Any]]:
@@ -123,7 +117,7 @@ def _sources(experiment: Experiment, budget: Budget, counted: Sequence[int | Non
             "name": source.name,
             "domain": source.domain,
             "level": source.level,
-            "pool_tokens": int(budget.rows[number]) * experiment.data.sequence_length,
+            "pool_tokens": int(budget.pool[number]),
             "counted": "declared" if counted[number] is None else "shards",
             "tokens": dict(zip(names, budget.tokens[:, number].tolist(), strict=True)),
             "epochs": dict(zip(names, budget.epochs[:, number].tolist(), strict=True)),
@@ -148,6 +142,14 @@ def _model(experiment: Experiment, timeline: Timeline) -> dict[str, Any]:
         "flops_convention": FLOPS_CONVENTION,
         "total_flops": per_token * timeline.num_tokens,
     }
+
+
+def _time(experiment: Experiment, timeline: Timeline, devices: int) -> dict[str, Any]:
+    """Returns how long the run takes at an assumed utilisation; `None` seconds where the peak is not known."""
+    peak = experiment.run.peak_flops or peak_flops(jax.devices()[0].device_kind, experiment.model.compute_dtype)
+    total = flops_per_token(experiment.model, experiment.data.sequence_length) * timeline.num_tokens
+    seconds = total / (peak * devices * ASSUMED_MFU) if peak else None
+    return {"assumed_mfu": ASSUMED_MFU, "peak_flops": peak, "seconds": seconds}
 
 
 def _abstract_mesh(experiment: Experiment, num_devices: int | None) -> AbstractMesh:

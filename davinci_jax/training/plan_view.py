@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from davinci_jax.training.units import count, flops, memory
+from davinci_jax.training.units import count, duration, flops, memory
 
 
 def show_plan(plan: dict[str, Any], console: Console) -> None:
@@ -115,6 +115,14 @@ def _params(number: int) -> str:
     return f"{number / 1e9:.3f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 
+def _time(plan: dict[str, Any], devices: int) -> str:
+    if plan["seconds"] is None:
+        return f"unknown: give run.peak_flops, of one device; {plan['assumed_mfu']:.0%} of it is assumed to be reached"
+    rate = f"{plan['assumed_mfu']:.0%} (assumed) of {flops(plan['peak_flops'])}/s"
+    hours = count(plan["seconds"] * devices / 3600)
+    return f"{duration(plan['seconds'])} at {rate} a device; {hours} device hours"
+
+
 def _evaluations(plan: dict[str, Any]) -> str:
     every = plan["every_steps"]
     if every is None:
@@ -140,6 +148,7 @@ def _sizes(plan: dict[str, Any]) -> Table:
         "FLOPs per token": f"{_per_token(model['flops_per_token'])} ({model['flops_convention']}); "
         f"{_per_token(model['flops_per_token_full_attention'])} with all of attention",
         "FLOPs of the run": flops(model["total_flops"]),
+        "expected time": _time(plan["time"], devices["count"]),
         "mesh": f"{mesh}; {devices['rows_per_micro_batch']} sequences a device in a micro-batch, "
         f"up to {devices['most_micro_batches']} micro-batches a step",
         "memory per device": f"{memory(devices['total_bytes'])} = parameters {memory(devices['parameter_bytes'])} + "

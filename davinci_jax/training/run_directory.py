@@ -94,7 +94,7 @@ def check_same(old: Experiment, new: Experiment, directory: pathlib.Path) -> Non
 
 
 def record_curriculum(directory: pathlib.Path, experiment: Experiment, timeline: Timeline) -> None:
-    """Writes the decisions that the run starts with to curriculum.jsonl, once; later ones are appended."""
+    """Writes the decisions that the run starts with to curriculum.jsonl, once."""
     file = directory / "curriculum.jsonl"
     if file.is_file() or jax.process_index():
         return

@@ -25,7 +25,7 @@ def write_shards(
             for n, ids in enumerate(tokens):
                 masked = np.array(spans[n] if spans and split == "train" else [], np.int64).reshape(-1, 2)
                 record = {"id": f"{split}/{n}", "level": "L2", "lineage": [{"name": "made", "n": n}]}
-                writer.add(np.array(ids), masked, len(ids), record)
+                writer.add(np.array(ids), masked, record)
             splits[split] = writer.close()
         manifest = Manifest("made", "Code", "L2", TOKENIZER, dtype, block_tokens, 0.1, (), (), {}, splits)
         manifest.write(folder)

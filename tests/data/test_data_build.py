@@ -70,7 +70,6 @@ def test_the_stream_is_the_documents(tmp_path):
         expected = [token for one in mine for token in (*one["text"].encode(), 256)]
         assert stream.tolist() == expected
         assert (entry.tokens, entry.documents) == (len(expected), len(mine))
-        assert entry.bytes_of_text == sum(len(one["text"].encode()) for one in mine)
         records = shards.document_records(range(len(mine)))
         assert [(r["id"], r["lineage"], r["level"]) for r in records] == [(o["id"], o["lineage"], "L2") for o in mine]
     assert len(manifest.splits["train"].shards) > 3

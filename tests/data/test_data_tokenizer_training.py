@@ -7,9 +7,10 @@ import pytest
 
 from davinci_jax.data.documents import is_held_out
 from davinci_jax.data.tokenizer import load_tokenizer
-from davinci_jax.data.train_tokenizer import SPLIT, sample, train_tokenizer
+from davinci_jax.data.train_tokenizer import sample, train_tokenizer
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import Batch, DataConfig, Experiment, LearningRate, ModelConfig, RunConfig, Source, Stage
+from davinci_jax.text import QWEN2_SPLIT
 
 WORDS = (
     "alpha",
@@ -74,7 +75,7 @@ def test_the_file_has_the_form_of_qwen2(root):
     fields = json.loads(path.read_text())
     assert fields["normalizer"] == {"type": "NFC"}
     split, byte_level = fields["pre_tokenizer"]["pretokenizers"]
-    assert (split["pattern"], split["behavior"]) == ({"Regex": SPLIT}, "Isolated")
+    assert (split["pattern"], split["behavior"]) == ({"Regex": QWEN2_SPLIT}, "Isolated")
     assert (byte_level["type"], byte_level["add_prefix_space"], byte_level["use_regex"]) == ("ByteLevel", False, False)
     assert fields["decoder"]["type"] == "ByteLevel"
     assert json.loads((root / "tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"

@@ -4,7 +4,10 @@ import dataclasses
 import io
 import json
 import math
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -50,6 +53,25 @@ def test_stages_of_the_report(plan):
     assert plan["stages"][1]["learning_rate"]["first"] == 3e-4
     assert plan["stages"][2]["mixture"] == pytest.approx({"General": 0.1, "Code": 0.3, "Science": 0.3, "QA": 0.3})
     assert plan["stages"][3]["mixture"]["QA"] == pytest.approx(70 / 100.3)
+
+
+def test_expected_time_at_the_assumed_utilisation(experiment):
+    """8e12 tokens x 20.33 GFLOP at 40 % of 256 x 459 TFLOP/s."""
+    known = make_plan(apply_overrides(experiment, ["run.peak_flops=459e12"]), num_devices=256)
+    assert known["time"]["seconds"] == pytest.approx(8e12 * 20.33e9 / (256 * 459e12 * 0.4), rel=1e-3)
+    assert "40 d 01 h at 40% (assumed) of 459 TFLOP/s a device; 246k device hours" in shown(known)
+    unknown = make_plan(experiment, num_devices=256)
+    assert unknown["time"]["seconds"] is None
+    assert "unknown: give run.peak_flops" in shown(unknown)
+
+
+def test_a_pipe_gets_whole_lines():
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    command = [sys.executable, "-m", "davinci_jax.cli", "plan", str(CONFIGS / "davinci_3b.py")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    assert max(map(len, out.splitlines())) > 100
+    (row,) = [line for line in out.splitlines() if "checkpoints" in line]
+    assert row.rstrip().endswith("uncompressed")
 
 
 def test_model_of_the_report(plan):

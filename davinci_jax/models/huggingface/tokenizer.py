@@ -11,14 +11,8 @@ import tokenizers
 
 from davinci_jax.errors import ConfigError, DataError
 from davinci_jax.experiment import ModelConfig
+from davinci_jax.text import END_OF_TEXT, QWEN2_SPLIT
 
-# The same names, in the same order, as the tokenizer of the data pipeline tries.
-END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
-# How Qwen2's tokenizer cuts text before merging bytes.
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _QWEN2_PARTS = {
     "normalizer": {"type": "NFC"},
     "pre_tokenizer": {

@@ -49,7 +49,6 @@ def render(run: Record) -> str:
         stages=tables.stages(run),
         sources=tables.sources(run),
         evaluations=tables.evaluations(run),
-        decisions=tables.decisions(run),
         events=tables.events(run),
         configuration=to_json(run.experiment),
     )

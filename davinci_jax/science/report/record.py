@@ -31,7 +31,6 @@ class Record:
       experiment: the resolved experiment.
       timeline: its compiled stages.
       metrics: train and evaluation lines and events; evaluations written later than the run are among them.
-      decisions: lines of curriculum.jsonl.
       samples: continuations as {"prompt", "text"}, and the step of the checkpoint that wrote them.
       problems: what could not be read, one sentence each.
       now: unix time of reading.
@@ -41,7 +40,6 @@ class Record:
     experiment: Experiment
     timeline: Timeline
     metrics: Metrics
-    decisions: list[dict[str, Any]]
     samples: list[dict[str, str]]
     samples_step: int | None
     problems: list[str]
@@ -111,7 +109,6 @@ def read_run(run_dir: str | pathlib.Path) -> Record:
         experiment=experiment,
         timeline=Timeline.compile(experiment.curriculum, experiment.data.sequence_length),
         metrics=metrics,
-        decisions=_json_lines(directory / "curriculum.jsonl", problems),
         samples=samples,
         samples_step=step,
         problems=problems,
@@ -157,17 +154,3 @@ def _json(file: pathlib.Path, problems: list[str]) -> Any:
     except (OSError, ValueError):
         problems.append(f"{file.name} could not be read and is left out.")
         return None
-
-
-def _json_lines(file: pathlib.Path, problems: list[str]) -> list[dict[str, Any]]:
-    values = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if isinstance(value, dict):
-            values.append(value)
-        else:
-            problems.append(f"A line of {file.name} could not be read and is left out.")
-    return values

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
 from typing import Any
 
-from davinci_jax.curriculum.budget import declared_rows, mixture_index
+from davinci_jax.curriculum.budget import make_budget
 from davinci_jax.curriculum.shares import domain_shares
-from davinci_jax.data.manifest import shard_folder
-from davinci_jax.experiment import DataConfig, LearningRate, Source, Stage, fingerprint
+from davinci_jax.data.rows import counted_rows
+from davinci_jax.errors import DataError
+from davinci_jax.experiment import DataConfig, LearningRate, Stage, fingerprint
 from davinci_jax.models.flops import flops_per_token, num_active_params, num_params
 from davinci_jax.science.report.record import Record
 from davinci_jax.training import units
@@ -105,37 +105,30 @@ def _rate(rate: LearningRate) -> str:
 
 def sources(run: Record) -> list[dict[str, Any]]:
     """Returns the rows of the table of sources; a shard set that can be read replaces the declared size."""
-    rows = [max(1, count) for count in declared_rows(run.experiment)]  # what is drawn does not depend on them
-    consumed = run.consumed // run.experiment.data.sequence_length
-    drawn = mixture_index(run.experiment, run.timeline, rows).draws(consumed) * run.experiment.data.sequence_length
+    experiment = run.experiment
+    counted = [_counted(experiment.data, number) for number in range(len(experiment.data.sources))]
+    drawn = make_budget(experiment, run.timeline, counted, run.consumed // experiment.data.sequence_length)
     return [
-        _source(source, run.experiment.data, int(tokens))
-        for source, tokens in zip(run.experiment.data.sources, drawn, strict=True)
+        {
+            "name": source.name,
+            "domain": source.domain,
+            "level": source.level,
+            "tokens": units.count(drawn.pool[number]),
+            "declared": counted[number] is None,
+            "drawn": units.count(drawn.tokens[:, number].sum()),
+            "epochs": f"{drawn.epochs[:, number].sum():.2f}",
+            "full": drawn.epochs[:, number].sum() > 1,
+            "stages": ", ".join(source.stages) if source.stages else "all",
+        }
+        for number, source in enumerate(experiment.data.sources)
     ]
 
 
-def _source(source: Source, data: DataConfig, drawn: int) -> dict[str, Any]:
-    counted = _counted(source, data)
-    pool = counted or source.tokens
-    return {
-        "name": source.name,
-        "domain": source.domain,
-        "level": source.level,
-        "tokens": units.count(pool),
-        "declared": not counted,
-        "drawn": units.count(drawn),
-        "epochs": f"{drawn / pool:.2f}",
-        "full": drawn > pool,
-        "stages": ", ".join(source.stages) if source.stages else "all",
-    }
-
-
-def _counted(source: Source, data: DataConfig) -> int | None:
-    """Returns the training tokens that the source's shard set counts, `None` where there is none to read."""
+def _counted(data: DataConfig, number: int) -> int | None:
+    """Returns the rows that a source's shard set counts, `None` where there is none to read."""
     try:
-        manifest = json.loads((shard_folder(data, source) / "manifest.json").read_text())
-        return int(manifest["splits"]["train"]["tokens"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return counted_rows(data, number)
+    except DataError:
         return None
 
 
@@ -212,25 +205,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return " x ".join(f"{key} {item}" for key, item in value.items()) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def decisions(run: Record) -> list[dict[str, str]]:
-    """Returns the decisions beyond the plan that the run began with."""
-    hidden = ("decision", "stage", "first_step", "time")
-    return [
-        {
-            "decision": str(line.get("decision", "")),
-            "stage": _stage_name(line.get("stage", "")),
-            "first_step": str(line.get("first_step", "")),
-            "details": _details({key: value for key, value in line.items() if key not in hidden}),
-        }
-        for line in run.decisions
-        if line.get("decision") != "planned"
-    ]
-
-
-def _stage_name(value: Any) -> str:
-    return str(value.get("name", "")) if isinstance(value, dict) else str(value)
 
 
 def identity(run: Record) -> list[tuple[str, str]]:
