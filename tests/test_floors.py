@@ -9,7 +9,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
-    ("pallas_kernels", "davinci_jax", "davinci_jax.errors", "davinci_jax.files", "davinci_jax.text", "davinci_jax.experiment"),
+    (
+        "pallas_kernels",
+        "davinci_jax",
+        "davinci_jax.errors",
+        "davinci_jax.files",
+        "davinci_jax.text",
+        "davinci_jax.experiment",
+    ),
     ("davinci_jax.ops",),
     ("davinci_jax.layers", "davinci_jax.sharding"),
     ("davinci_jax.models", "davinci_jax.optimizers"),
