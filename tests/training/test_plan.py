@@ -65,6 +65,20 @@ def test_expected_time_at_the_assumed_utilisation(experiment):
     assert "unknown: give run.peak_flops" in shown(unknown)
 
 
+@pytest.mark.parametrize(
+    ("every", "count", "words"),
+    [
+        ("none", 0, "none (evaluation.every_steps is unset)"),
+        ("0", 4, "4, at stage ends, of"),
+        ("100000", 9, "9, at stage ends and every 100,000 steps, of"),
+    ],
+)
+def test_evaluations_may_be_few_or_none(experiment, every, count, words):
+    plan = make_plan(apply_overrides(experiment, [f"evaluation.every_steps={every}"]), num_devices=256)
+    assert plan["evaluations"]["count"] == count
+    assert words in shown(plan)
+
+
 def test_a_pipe_gets_whole_lines():
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     command = [sys.executable, "-m", "davinci_jax.cli", "plan", str(CONFIGS / "davinci_3b.py")]
