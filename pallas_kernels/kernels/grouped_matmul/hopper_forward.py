@@ -39,7 +39,7 @@ class Config:
     def shared_memory(self, dtype: jax.typing.DTypeLike, weights: int) -> int:
         """Bytes that a block takes; `weights` is 2 for "swiglu"."""
         step = self.tile_k * (self.tile_m + weights * self.tile_n) * jnp.dtype(dtype).itemsize
-        return self.stages * step + OUT_SLOTS * self.tile_m * memory.SWIZZLE + 4096
+        return self.stages * step + OUT_SLOTS * self.tile_m * memory.SWIZZLE + memory.OTHER
 
 
 def forward(

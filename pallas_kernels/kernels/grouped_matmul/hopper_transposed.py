@@ -39,7 +39,7 @@ class Config:
     def shared_memory(self, dtype: jax.typing.DTypeLike) -> int:
         """Bytes that a block takes."""
         step = self.tile_m * (self.tile_k + self.tile_n) * jnp.dtype(dtype).itemsize
-        return self.stages * step + OUT_SLOTS * self.tile_k * memory.SWIZZLE + 4096
+        return self.stages * step + OUT_SLOTS * self.tile_k * memory.SWIZZLE + memory.OTHER
 
 
 def transposed(
