@@ -8,7 +8,7 @@ from davinci_jax.experiment import MeshConfig
 from davinci_jax.models import decoder as decoders
 from davinci_jax.models import flops, presets
 
-PRESETS = ("davinci_3b", "davinci_1b", "davinci_160m", "davinci_7b")
+PRESETS = ("davinci_3b", "davinci_1b", "davinci_160m", "davinci_7b", "davinci_moe_3b", "davinci_moe_tiny")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -16,7 +16,8 @@ def test_num_params_counts_what_is_built(name):
     config = getattr(presets, name)()
     with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
         model = jax.eval_shape(lambda: decoders.build(config, jax.random.key(0)))
-    assert flops.num_params(config) == sum(leaf.size for leaf in jax.tree.leaves(model))
+    leaves = jax.tree_util.tree_leaves_with_path(model)
+    assert flops.num_params(config) == sum(leaf.size for path, leaf in leaves if not decoders.is_state(path))
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,22 @@ def test_num_params_counts_what_is_built(name):
 )
 def test_num_params_of_the_presets(name, billions):
     assert flops.num_params(getattr(presets, name)()) / 1e9 == pytest.approx(billions, abs=6e-4)
+
+
+def test_figures_of_the_mixture():
+    """By hand, in the words of the preset's docstring."""
+    config = presets.davinci_moe_3b()
+    embedding, attention = 151936 * 1024, 2 * 1024 * 128 * (16 + 2)
+    expert, norms = 3 * 1024 * 512, 2 * 1024 + 2 * 128
+    total = embedding + 28 * (attention + norms) + 7 * expert + 27 * (65 * expert + 64 * 1024) + 1024
+    active = total - 27 * 58 * expert
+    assert (flops.num_params(config), flops.num_active_params(config)) == (total, active)
+    assert (total / 1e9, active / 1e9) == (pytest.approx(3.061, abs=5e-4), pytest.approx(0.598, abs=5e-4))
+    assert (active - embedding) / 1e9 == pytest.approx(0.442, abs=5e-4)
+    matrices = active - 28 * norms - 1024
+    assert flops.flops_per_token(config, 4096) == 6 * matrices + 6 * 28 * 16 * 128 * 4096
+    dense = presets.davinci_3b()
+    assert flops.num_active_params(dense) == flops.num_params(dense)
 
 
 def test_figures_of_the_3b_model():

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from davinci_jax.errors import ConfigError
-from davinci_jax.experiment import ModelConfig, RopeScaling
-from davinci_jax.models import huggingface
+from davinci_jax.experiment import ModelConfig, Moe, RopeScaling
+from davinci_jax.models import flops, huggingface, presets
 
 # Qwen2.5-3B, as published (transformers 4 keys).
 QWEN2_5_3B = {
@@ -66,6 +66,125 @@ LLAMA_3_2_1B = {
     "vocab_size": 128256,
 }
 
+# Qwen3-30B-A3B, as published.
+QWEN3_30B_A3B = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "decoder_sparse_step": 1,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 48,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.001,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+# The keys of GLM-4.5 with heads that are turned whole.
+GLM4_MOE = {
+    "architectures": ["Glm4MoeForCausalLM"],
+    "attention_bias": True,
+    "first_k_dense_replace": 3,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 5120,
+    "initializer_range": 0.02,
+    "intermediate_size": 12288,
+    "max_position_embeddings": 131072,
+    "model_type": "glm4_moe",
+    "moe_intermediate_size": 1536,
+    "n_group": 4,
+    "n_routed_experts": 160,
+    "n_shared_experts": 2,
+    "norm_topk_prob": True,
+    "num_attention_heads": 96,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 92,
+    "num_key_value_heads": 8,
+    "partial_rotary_factor": 1.0,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "routed_scaling_factor": 2.5,
+    "tie_word_embeddings": False,
+    "topk_group": 2,
+    "use_qk_norm": True,
+    "vocab_size": 151552,
+}
+QWEN3_0_6B = {key: QWEN2_5_3B[key] for key in QWEN2_5_3B if key not in ("architectures", "model_type")}
+QWEN3_0_6B |= {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 128, "hidden_size": 1024,
+    "attention_bias": False,
+}  # fmt: skip
+
+
+def test_qwen3_30b_a3b():
+    config = huggingface.from_dict(QWEN3_30B_A3B)
+    assert config.moe == Moe(experts=128, experts_per_token=8, expert_size=768, normalize=True)
+    assert (config.qk_norm, config.qkv_bias, config.head_size) == (True, False, 128)
+    assert flops.num_params(config) / 1e9 == pytest.approx(30.5, abs=0.05)
+    assert flops.num_active_params(config) / 1e9 == pytest.approx(3.3, abs=0.1)  # as its name says
+    renamed = {key: value for key, value in QWEN3_30B_A3B.items() if key != "num_experts"} | {"num_local_experts": 128}
+    assert huggingface.from_dict(renamed) == config
+
+
+def test_glm4_moe():
+    config = huggingface.from_dict(GLM4_MOE)
+    assert config.moe == Moe(
+        experts=160, experts_per_token=8, expert_size=1536, shared_size=3072, first_dense=3, score="sigmoid", groups=4,
+        groups_kept=2, scale=2.5, bias_rate=0.0,
+    )  # fmt: skip
+    assert (config.qk_norm, config.qkv_bias, config.norm_eps) == (True, True, 1e-5)
+
+
+def test_the_shipped_mixture_has_a_stock_architecture():
+    config = presets.davinci_moe_3b()
+    raw = huggingface.to_dict(config)
+    assert raw["architectures"] == ["Glm4MoeForCausalLM"]
+    kept = dataclasses.replace(
+        config, moe=dataclasses.replace(config.moe, bias_rate=0.0), compute_dtype="bfloat16", remat="full"
+    )
+    assert huggingface.from_dict(raw) == kept
+
+
+@pytest.mark.parametrize(
+    ("model", "moe", "told"),
+    [
+        ({"qkv_bias": True, "moe": None}, {}, "qkv_bias"),
+        ({}, {"threshold": 0.1}, "moe.threshold = 0.1"),
+        ({}, {"bias_rate": None}, "moe.bias_rate"),
+        ({}, {"shared_size": 0}, "moe.shared_size"),
+        ({}, {"shared_size": 700}, "moe.shared_size"),
+        ({}, {"score": "softmax"}, "moe.shared_size"),
+        ({}, {"score": "softmax", "shared_size": 0}, "moe.scale"),
+        ({"qk_norm": False}, {"score": "softmax"}, "qk_norm"),
+    ],
+)
+def test_mixtures_without_a_stock_architecture(model, moe, told):
+    config = presets.davinci_moe_3b()
+    config = dataclasses.replace(config, **{"moe": dataclasses.replace(config.moe, **moe), **model})
+    with pytest.raises(ConfigError) as caught:
+        huggingface.to_dict(config)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
 
 def test_qwen2_5_3b():
     assert huggingface.from_dict(QWEN2_5_3B) == ModelConfig(
@@ -107,7 +226,9 @@ def test_llama_2_has_no_rope_and_no_kv_keys():
     assert (config.rope_base, config.num_kv_heads, config.head_size, config.max_positions) == (1e4, 32, 64, 2048)
 
 
-@pytest.mark.parametrize("raw", [QWEN2_5_3B, LLAMA_3_2_1B, QWEN2_5_3B | {"head_dim": 96}])
+@pytest.mark.parametrize(
+    "raw", [QWEN2_5_3B, LLAMA_3_2_1B, QWEN2_5_3B | {"head_dim": 96}, QWEN3_0_6B, QWEN3_30B_A3B, GLM4_MOE]
+)
 def test_round_trip(raw):
     config = huggingface.from_dict(raw)
     written = json.loads(json.dumps(huggingface.to_dict(config)))
@@ -143,6 +264,16 @@ def test_round_trip(raw):
         (QWEN2_5_3B, {"num_key_value_heads": 3}, "num_kv_heads = 3"),
         (QWEN2_5_3B, {"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes'"),
         (QWEN2_5_3B, {"rms_norm_eps": float("nan")}, "rms_norm_eps = nan: is not a finite number"),
+        (QWEN3_0_6B, {"attention_bias": True}, "attention_bias = True"),
+        (QWEN3_30B_A3B, {"decoder_sparse_step": 2}, "decoder_sparse_step = 2"),
+        (QWEN3_30B_A3B, {"mlp_only_layers": [1]}, "mlp_only_layers = [1]"),
+        (QWEN3_30B_A3B, {"mlp_only_layers": list(range(48))}, "first_dense = 48"),
+        (QWEN3_30B_A3B, {"use_sliding_window": True, "sliding_window": 4096}, "use_sliding_window = True"),
+        (QWEN3_30B_A3B, {"num_experts_per_tok": 200}, "experts_per_token = 200"),
+        (GLM4_MOE, {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        (GLM4_MOE, {"partial_rotary_factor": None}, "partial_rotary_factor"),
+        (GLM4_MOE, {"n_group": 3}, "groups = 3: does not divide experts = 160"),
+        (GLM4_MOE, {"topk_group": 5}, "groups_kept = 5"),
         (LLAMA_3_2_1B, {"attention_bias": True}, "attention_bias = True"),
         (LLAMA_3_2_1B, {"mlp_bias": True}, "mlp_bias = True"),
         (LLAMA_3_2_1B, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor: is missing"),
@@ -164,7 +295,7 @@ ODD += [LLAMA3 | {"high_freq_factor": 1.0}]
 FURTHER = ("rope_parameters", "layer_types", "partial_rotary_factor", "original_max_position_embeddings")
 
 
-@pytest.mark.parametrize("base", [QWEN2_5_3B, LLAMA_3_2_1B], ids=["qwen2", "llama"])
+@pytest.mark.parametrize("base", [QWEN2_5_3B, LLAMA_3_2_1B, QWEN3_30B_A3B, GLM4_MOE], ids=lambda raw: raw["model_type"])
 def test_odd_values_raise_nothing_else(base):
     refused = []
     for key in (*base, *FURTHER):

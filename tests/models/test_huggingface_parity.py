@@ -40,8 +40,9 @@ def tensors(tree, config):
     leaves = {huggingface.parameter_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     arrays = {path: np.asarray(leaf) for path, leaf in leaves.items()}
     return {
-        entry.name: entry.from_decoder(arrays[entry.path] if entry.layer is None else arrays[entry.path][entry.layer])
+        entry.name: entry.from_decoder(arrays[entry.path][entry.index])
         for entry in layout.entries(config)
+        if not entry.name.endswith("e_score_correction_bias")  # state, which has no gradient
     }
 
 
@@ -131,6 +132,32 @@ def test_swapped_tensors_are_noticed(tmp_path, case, pairs):
     assert_no_parity(swapped(case, tmp_path / "swapped", pairs), expected)
 
 
+@pytest.mark.parametrize(
+    ("case", "pairs"),
+    [
+        ("qwen3_tied_4_2", [("self_attn.q_norm", "self_attn.k_norm")]),
+        ("qwen3_moe_untied_4_2", [("experts.0.", "experts.3.")]),
+        ("qwen3_moe_untied_4_2", [("experts.2.gate_proj", "experts.2.up_proj")]),
+        ("qwen3_moe_tied_4_4", [("layers.0.mlp.gate.", "layers.1.mlp.gate.")]),
+        ("glm4_moe_tied_4_2", [("experts.1.", "experts.5.")]),
+        ("glm4_moe_tied_4_2", [("shared_experts.gate_proj", "shared_experts.up_proj")]),
+    ],
+    ids=["q-k-norms", "experts", "gate-up-of-one-expert", "routers", "experts-of-glm", "shared-gate-up"],
+)
+def test_swapped_tensors_of_experts_are_noticed(tmp_path, case, pairs):
+    expected = load_file(REFERENCES / "models" / case / "expected.safetensors")
+    assert_no_parity(swapped(case, tmp_path / "swapped", pairs), expected)
+
+
+def test_a_bias_that_is_not_loaded_is_noticed(tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(REFERENCES / "models" / "glm4_moe_tied_4_2", folder)
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    save_file(weights | {name: np.zeros_like(weights[name])}, folder / "model.safetensors")
+    assert logits_error(folder, load_file(folder / "expected.safetensors")) > 10 * LOGITS_ATOL
+
+
 def test_swapped_head_and_embedding_are_noticed(tmp_path):
     expected = load_file(REFERENCES / "models" / "llama_untied_4_4" / "expected.safetensors")
     folder = swapped("llama_untied_4_4", tmp_path / "swapped", [("lm_head", "model.embed_tokens")])
@@ -143,6 +170,10 @@ def test_swapped_head_and_embedding_are_noticed(tmp_path):
         ("qwen2_tied_4_2", "rope_parameters", {"rope_type": "default", "rope_theta": 10000.0}),
         ("llama_tied_4_2_scaled", "rope_parameters", {"rope_type": "default", "rope_theta": 100.0}),
         ("llama_untied_4_4", "rms_norm_eps", 1e-2),
+        ("qwen3_moe_untied_4_2", "norm_topk_prob", False),
+        ("qwen3_moe_untied_4_2", "num_experts_per_tok", 3),
+        ("glm4_moe_tied_4_2", "routed_scaling_factor", 1.0),
+        ("glm4_moe_tied_4_2", "topk_group", 4),
     ],
 )
 def test_another_config_is_noticed(tmp_path, case, key, value):
@@ -181,7 +212,8 @@ def test_recorded_references_are_what_transformers_computes(references):
 @pytest.mark.parity
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1), (6, 3)])
 @pytest.mark.parametrize(
-    ("model_type", "tied", "scaled"), [("qwen2", True, False), ("qwen2", False, True), ("llama", False, False)]
+    ("model_type", "tied", "scaled"),
+    [("qwen2", True, False), ("qwen2", False, True), ("llama", False, False), ("qwen3", True, True)],
 )
 def test_live_logits_loss_and_gradients(references, tmp_path, model_type, heads, tied, scaled):
     rope = references.LLAMA3 if scaled else references.DEFAULT
@@ -189,4 +221,17 @@ def test_live_logits_loss_and_gradients(references, tmp_path, model_type, heads,
     model = references.build((model_type, *heads, tied, rope, sizes), seed=11)
     model.save_pretrained(tmp_path)
     inputs = references.batch(model.config.vocab_size, seed=12)
+    assert_parity(tmp_path, {**inputs, **references.compute(model, inputs)})
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", ["qwen3_moe_untied_4_2", "glm4_moe_tied_4_2", "glm4_moe_untied_4_1"])
+def test_live_mixtures(references, tmp_path, case):
+    """Other sizes than those recorded: more experts, more layers, two of them dense."""
+    *head, further = references.CASES[case]
+    qwen = head[0] == "qwen3_moe"
+    more = {"mlp_only_layers": [0, 1], "num_experts": 10} if qwen else {"first_k_dense_replace": 2, "topk_group": 3}
+    model = references.build((*head, {**further, **more, "num_hidden_layers": 4, "num_experts_per_tok": 4}), seed=21)
+    model.save_pretrained(tmp_path)
+    inputs = references.batch(model.config.vocab_size, seed=22)
     assert_parity(tmp_path, {**inputs, **references.compute(model, inputs)})

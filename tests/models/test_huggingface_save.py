@@ -19,7 +19,7 @@ from davinci_jax import sharding
 from davinci_jax.data import tokenizer as data_tokenizer
 from davinci_jax.data import train_tokenizer
 from davinci_jax.errors import CheckpointError, ConfigError, DataError
-from davinci_jax.experiment import MeshConfig, ModelConfig, RopeScaling
+from davinci_jax.experiment import MeshConfig, ModelConfig, Moe, RopeScaling
 from davinci_jax.models import decoder as decoder_lib
 from davinci_jax.models import huggingface
 from davinci_jax.models.huggingface import saving
@@ -35,6 +35,32 @@ CONFIGS = {
     "llama": ModelConfig(**SIZES, num_kv_heads=4, qkv_bias=False, tied_embeddings=False, norm_eps=1e-5),
     "llama-scaled": ModelConfig(
         **SIZES, num_kv_heads=1, qkv_bias=False, rope_scaling=RopeScaling(factor=8.0, original_max_positions=64)
+    ),
+    "qwen3": ModelConfig(**(SIZES | {"head_size": 16}), num_kv_heads=2, qkv_bias=False, qk_norm=True),
+    "qwen3-moe": ModelConfig(
+        **SIZES,
+        num_kv_heads=2,
+        qkv_bias=False,
+        qk_norm=True,
+        tied_embeddings=False,
+        moe=Moe(experts=4, experts_per_token=2, expert_size=12, first_dense=1),
+    ),
+    "glm4-moe": ModelConfig(
+        **(SIZES | {"num_layers": 3}),
+        num_kv_heads=2,
+        qk_norm=True,
+        moe=Moe(
+            experts=6,
+            experts_per_token=2,
+            expert_size=12,
+            shared_size=24,
+            first_dense=1,
+            score="sigmoid",
+            groups=3,
+            groups_kept=2,
+            scale=1.5,
+            bias_rate=0.0,
+        ),
     ),
 }
 TEXTS = ["def f(x):\n    return x + 1", "Grüße, 世界! 🙂", "  two  spaces", "", "12345 it's\r\n\n\tx"]
@@ -292,7 +318,8 @@ def test_transformers_computes_the_same_logits(tmp_path, name, max_file_bytes):
     huggingface.save(decoder, config, tmp_path / "out", max_file_bytes=max_file_bytes)
     model, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert type(model).__name__ == ("Qwen2ForCausalLM" if config.qkv_bias else "LlamaForCausalLM")
+    architecture = type(model).__name__.removesuffix("ForCausalLM").lower()
+    assert architecture == name.split("-")[0] + ("moe" if config.moe else "")
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 40), dtype=np.int32)
     with torch.no_grad():
         theirs = model(input_ids=torch.from_numpy(tokens).long()).logits.numpy()

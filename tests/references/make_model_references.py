@@ -8,6 +8,7 @@ Needs the extra `parity`.
 import pathlib
 import shutil
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -25,6 +26,26 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 DEFAULT = {"rope_type": "default", "rope_theta": 10000.0}
+QWEN3_MOE = {
+    "moe_intermediate_size": 12,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "mlp_only_layers": [0],
+    "head_dim": 8,
+}
+GLM4_MOE = {
+    "moe_intermediate_size": 12,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "num_nextn_predict_layers": 0,
+    "head_dim": 8,
+}
+WHOLE = {"partial_rotary_factor": 1.0}
 
 # case: model type, query heads, key and value heads, tied, rope parameters, further keys
 CASES = {
@@ -32,6 +53,18 @@ CASES = {
     "qwen2_untied_4_1": ("qwen2", 4, 1, False, DEFAULT, {}),
     "llama_untied_4_4": ("llama", 4, 4, False, DEFAULT, {"rms_norm_eps": 1e-5}),
     "llama_tied_4_2_scaled": ("llama", 4, 2, True, LLAMA3, {"head_dim": 8, "hidden_size": 24}),
+    "qwen3_tied_4_2": ("qwen3", 4, 2, True, DEFAULT, {"head_dim": 8, "hidden_size": 24}),
+    "qwen3_moe_untied_4_2": ("qwen3_moe", 4, 2, False, DEFAULT, {**QWEN3_MOE, "norm_topk_prob": True}),
+    "qwen3_moe_tied_4_4": ("qwen3_moe", 4, 4, True, DEFAULT, {**QWEN3_MOE, "mlp_only_layers": []}),
+    "glm4_moe_tied_4_2": ("glm4_moe", 4, 2, True, DEFAULT | WHOLE, {**GLM4_MOE, "use_qk_norm": True}),
+    "glm4_moe_untied_4_1": (
+        "glm4_moe",
+        4,
+        1,
+        False,
+        DEFAULT | WHOLE,
+        {**GLM4_MOE, "attention_bias": True, "norm_topk_prob": False},
+    ),
 }
 DOCUMENTS = ((28,), (11, 17))  # lengths of the documents packed into each row
 
@@ -61,8 +94,11 @@ def build(case: tuple, seed: int) -> transformers.PreTrainedModel:
                 parameter.copy_(1 + 0.3 * noise)
             elif parameter.ndim == 1:
                 parameter.copy_(0.5 * noise)
-            else:
-                parameter.copy_(noise * 1.2 / parameter.shape[1] ** 0.5)
+            else:  # a linear map [out, in], or the maps of all experts [experts, out, in]
+                parameter.copy_(noise * 1.2 / parameter.shape[-1] ** 0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
     return model
 
 
@@ -96,8 +132,24 @@ def compute(model: transformers.PreTrainedModel, inputs: dict[str, np.ndarray]) 
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1)
     model.zero_grad()
     loss.backward()
-    gradients = {f"gradient:{name}": parameter.grad.numpy().copy() for name, parameter in model.named_parameters()}
+    gradients = {f"gradient:{name}": array for name, array in named_gradients(model)}
     return {"logits": logits.detach().numpy(), "loss": loss.detach().numpy(), **gradients}
+
+
+def named_gradients(model: transformers.PreTrainedModel) -> Iterator[tuple[str, np.ndarray]]:
+    """Gradients by the names of the file: transformers joins the experts of a layer when it loads them."""
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad.numpy().copy()
+        prefix, joined, part = name.partition(".experts.")
+        if not joined:
+            yield name, gradient
+            continue
+        for number, one in enumerate(gradient):
+            if part == "gate_up_proj":
+                for half, array in zip(("gate_proj", "up_proj"), np.split(one, 2), strict=True):
+                    yield f"{prefix}.experts.{number}.{half}.weight", array.copy()
+            else:
+                yield f"{prefix}.experts.{number}.{part}.weight", one.copy()
 
 
 def main():

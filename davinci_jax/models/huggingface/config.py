@@ -112,7 +112,7 @@ def to_dict(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     """
     architecture = _architecture(config)
     model_type = ARCHITECTURES[architecture]
-    if config.hidden_size % config.num_heads:
+    if model_type in ("qwen2", "llama") and config.hidden_size % config.num_heads:
         raise ConfigError(
             "model.num_heads",
             config.num_heads,
