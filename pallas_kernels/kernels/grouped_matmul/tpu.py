@@ -1,0 +1,152 @@
+"""Grouped products on TPUs: functions of local arrays, called by the public ones."""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import tables
+from pallas_kernels.kernels.grouped_matmul import tpu_forward, tpu_transposed
+from pallas_kernels.kernels.grouped_matmul.tpu_forward import Config as Config
+from pallas_kernels.kernels.grouped_matmul.tpu_transposed import Config as TransposedConfig
+from pallas_kernels.target import current
+
+OPERATION = "grouped_matmul_tpu"
+MEBIBYTE = 2**20
+# VMEM of a core that a kernel may take, of 128 MiB (v5e, v6e) and 64 MiB; XLA keeps some for itself.
+VMEM = {"v5e": 96 * MEBIBYTE, "v6e": 96 * MEBIBYTE, "v5p": 48 * MEBIBYTE, "tpu7x": 48 * MEBIBYTE}
+
+
+def unsupported(depth: int, columns: int, dtype: jax.typing.DTypeLike) -> str | None:
+    """Why these kernels do not take x [M, depth] times weights [G, depth, columns] and its gradients; None if they do.
+
+    M, G and the sizes of the groups may be anything.
+    """
+    family, dtype = current().family, jnp.dtype(dtype)
+    if family not in VMEM:
+        return f"there is no kernel for {current().device_kind}"
+    if dtype not in (jnp.bfloat16, jnp.float32):
+        return f"{dtype}: the matrix units of a TPU multiply bfloat16 and float32"
+    if 0 in (depth, columns):
+        return "there is nothing to multiply"
+    if _forward_config(max(depth, columns), columns, dtype, 2, 3) is None:
+        return f"rows of {max(depth, columns)} do not fit into VMEM whole"
+    return None
+
+
+def product(
+    x: jax.Array,
+    w: jax.Array,
+    group_sizes: jax.Array,
+    *,
+    rows: jax.Array | None = None,
+    transpose_w: bool = False,
+    out_dtype: jax.typing.DTypeLike,
+    config: Config | None = None,
+) -> jax.Array:
+    """[M, K] x [G, K, N] -> [M, N], or with `transpose_w` x [G, N, K]; `rows` takes x[rows] for x.
+
+    XLA gathers x[rows] ahead of the kernel: copies of single rows would take as long to issue as a block to multiply.
+    """
+    return _products(x, (w,), group_sizes, rows, transpose_w, False, out_dtype, config)[0]
+
+
+def gated_product(
+    x: jax.Array,
+    gate: jax.Array,
+    up: jax.Array,
+    group_sizes: jax.Array,
+    *,
+    rows: jax.Array | None = None,
+    transpose_w: bool = False,
+    keep: bool = False,
+    out_dtype: jax.typing.DTypeLike,
+    config: Config | None = None,
+) -> tuple[jax.Array, ...]:
+    """silu(x gate) * (x up), [M, N]; with `keep` also x gate and x up. Arguments as for `product`."""
+    return _products(x, (gate, up), group_sizes, rows, transpose_w, keep, out_dtype, config)
+
+
+def transposed_product(
+    x: jax.Array,
+    y: jax.Array,
+    group_sizes: jax.Array,
+    *,
+    rows: jax.Array | None = None,
+    out_dtype: jax.typing.DTypeLike,
+    config: TransposedConfig | None = None,
+) -> jax.Array:
+    """For each group the product of its rows, [M, K] and [M, N] -> [G, K, N]; zeros for an empty group.
+
+    Rows past the groups may hold anything, NaN too.
+    """
+    x = _take(x, rows)
+    groups, depth, columns = group_sizes.shape[0], x.shape[1], y.shape[1]
+    if not x.shape[0]:
+        return jnp.zeros((groups, depth, columns), out_dtype)
+    config = config or _recorded(TransposedConfig, "dw", groups, depth, columns) or _transposed_config(x, y)
+    return tpu_transposed.transposed(x, y, group_sizes, out_dtype=out_dtype, config=config, vmem_limit=limit())
+
+
+def shape_class(kind: str, groups: int, k: int, n: int) -> str:
+    """Key of the table of block sizes; `kind` is "product", "product_t" (with `transpose_w`), "gated" or "dw"."""
+    return f"{kind}/groups{groups}/{k}x{n}"
+
+
+def limit() -> int:
+    """Bytes of VMEM that a kernel may take."""
+    return VMEM[current().family]
+
+
+def _products(x, weights, group_sizes, rows, transpose_w, keep, out_dtype, config) -> tuple[jax.Array, ...]:
+    x = _take(x, rows)
+    depth, columns = x.shape[1], weights[0].shape[1 if transpose_w else 2]
+    if not x.shape[0]:
+        return (jnp.zeros((0, columns), out_dtype),) * (3 if keep else 1)
+    if config is None:
+        kind = "gated" if len(weights) > 1 else "product_t" if transpose_w else "product"
+        config = _recorded(Config, kind, group_sizes.shape[0], depth, columns)
+        config = config or _forward_config(depth, columns, x.dtype, len(weights), 3 if keep else 1)
+    return tpu_forward.forward(
+        x,
+        weights,
+        group_sizes,
+        transpose_w=transpose_w,
+        keep=keep,
+        out_dtype=out_dtype,
+        config=config,
+        vmem_limit=limit(),
+    )
+
+
+def _recorded(kind_of_config, kind: str, groups: int, depth: int, columns: int):
+    recorded = tables.lookup(OPERATION, current().family, shape_class(kind, groups, depth, columns))
+    return kind_of_config(**recorded) if recorded else None
+
+
+def _forward_config(depth: int, columns: int, dtype, weights: int, outs: int) -> Config | None:
+    """The largest blocks that fit, with columns for every core; None if none fit."""
+    for width in (1024, 512, 256, 128):
+        for rows in (512, 256, 128):
+            config = Config(rows, min(rows, 256), _share_of_core(width, columns))
+            if config.vmem(depth, columns, dtype, weights, outs) <= limit():
+                return config
+    return None
+
+
+def _transposed_config(x: jax.Array, y: jax.Array) -> TransposedConfig:
+    """The largest blocks that fit, with columns for every core."""
+    depth, columns = x.shape[1], y.shape[1]
+    for size in (1024, 512, 256):
+        config = TransposedConfig(512, 256, size, _share_of_core(size, columns))
+        if config.vmem(depth, columns, x.dtype) <= limit():
+            return config
+    return config
+
+
+def _share_of_core(width: int, columns: int) -> int:
+    """At most `width` columns, a multiple of 128, and few enough that every core gets a block."""
+    share = -(-columns // (current().cores * 128)) * 128
+    return min(width, share)
+
+
+def _take(x: jax.Array, rows: jax.Array | None) -> jax.Array:
+    return x if rows is None else jnp.take(x, rows, axis=0, mode="clip")

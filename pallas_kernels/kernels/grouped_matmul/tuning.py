@@ -1,0 +1,162 @@
+"""What the tuner needs to know of the TPU kernels."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.compiler import aot, static_cycles
+from pallas_kernels.kernels.grouped_matmul import tpu, tpu_schedule
+
+OPERATION = tpu.OPERATION
+STEP_CYCLES = 120  # of a step's bookkeeping, beside its product
+SLICES = {"v5p": 2}  # column blocks at least, where two cores share a program
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One grouped product, of bfloat16.
+
+    Attributes:
+      kind: "gated" (with the products kept), "product", "product_t" (weights [G, N, K]) or "dw".
+      groups: G.
+      depth: K.
+      columns: N.
+      rows: M.
+    """
+
+    kind: str
+    groups: int
+    depth: int
+    columns: int
+    rows: int = 131072
+
+
+def shapes() -> dict[str, Shape]:
+    """The products of expert MLPs: forward, gradients of the rows, gradients of the weights."""
+    found = {}
+    for groups, width, inner in ((64, 2048, 512), (64, 2048, 1024), (128, 2048, 768), (128, 4096, 1536)):
+        for kind, depth, columns in (
+            ("gated", width, inner),
+            ("product", inner, width),
+            ("product_t", inner, width),
+            ("product_t", width, inner),
+            ("dw", width, inner),
+            ("dw", inner, width),
+        ):
+            shape = Shape(kind, groups, depth, columns)
+            found[shape_class(shape)] = shape
+    return found
+
+
+def shape_class(shape: Shape) -> str:
+    """The key of the table."""
+    return tpu.shape_class(shape.kind, shape.groups, shape.depth, shape.columns)
+
+
+def candidates(family: str, shape: Shape) -> list[tpu.Config] | list[tpu.TransposedConfig]:
+    """Blocks that fit into the memory of a core, with columns for each core."""
+    widths = sorted({min(width, -(-shape.columns // SLICES.get(family, 1))) for width in (384, 512, 1024)})
+    if shape.kind == "dw":
+        found = [
+            tpu.TransposedConfig(rows, part, min(depth, shape.depth), width)
+            for rows, part in ((512, 128), (512, 256), (1024, 256))
+            for depth in (1024, 2048)
+            for width in widths
+        ]
+        sizes = [config.vmem(shape.depth, shape.columns, jnp.bfloat16) for config in found]
+    else:
+        found = [
+            tpu.Config(rows, part, width) for rows, part in ((512, 128), (512, 256), (256, 128)) for width in widths
+        ]
+        weights, outs = (2, 3) if shape.kind == "gated" else (1, 1)
+        sizes = [config.vmem(shape.depth, shape.columns, jnp.bfloat16, weights, outs) for config in found]
+    fitting = [config for config, size in zip(found, sizes, strict=True) if size <= tpu.VMEM[family]]
+    return list(dict.fromkeys(fitting))
+
+
+def build(family: str, shape: Shape, config: tpu.Config | tpu.TransposedConfig):
+    """The function and its arguments."""
+    del family
+    rows = jax.ShapeDtypeStruct((shape.rows, shape.depth), jnp.bfloat16)
+    sizes = jax.ShapeDtypeStruct((shape.groups,), jnp.int32)
+    options = {"out_dtype": jnp.bfloat16, "config": config}
+    if shape.kind == "dw":
+        columns = jax.ShapeDtypeStruct((shape.rows, shape.columns), jnp.bfloat16)
+        return functools.partial(tpu.transposed_product, **options), [rows, columns, sizes]
+    last = (shape.columns, shape.depth) if shape.kind == "product_t" else (shape.depth, shape.columns)
+    weight = jax.ShapeDtypeStruct((shape.groups, *last), jnp.bfloat16)
+    if shape.kind == "gated":
+        return functools.partial(tpu.gated_product, keep=True, **options), [rows, weight, weight, sizes]
+    function = functools.partial(tpu.product, transpose_w=shape.kind == "product_t", **options)
+    return function, [rows, weight, sizes]
+
+
+def arguments(family: str, shape: Shape, config: tpu.Config | tpu.TransposedConfig) -> list[jax.Array]:
+    """Random numbers, and the sizes of groups that `cycles` assumes."""
+    structs = build(family, shape, config)[1]
+    keys = jax.random.split(jax.random.key(0), len(structs))
+    arrays = [jax.random.normal(key, s.shape, s.dtype) for key, s in zip(keys[:-1], structs[:-1], strict=True)]
+    return [*arrays, jnp.asarray(group_sizes(shape))]
+
+
+def group_sizes(shape: Shape) -> np.ndarray:
+    """Sizes as a nearly balanced router gives them: they vary by a fifth or so, and end anywhere in a block."""
+    rng = np.random.default_rng(0)
+    return rng.multinomial(shape.rows, rng.dirichlet(np.full(shape.groups, 25.0))).astype(np.int32)
+
+
+def cycles(compiled, shape: Shape, config: tpu.Config | tpu.TransposedConfig) -> float:
+    """Cycles on one core, or those that moving the blocks takes where they are more.
+
+    Every step multiplies a whole block, or the parts of it in which its group has rows. libtpu gives the bundles of
+    these two branches, and cycles only of the kernel, which are more: they are divided in the ratio of the bundles.
+    """
+    (kernel,) = (kernel for kernel in compiled.kernels if kernel.pallas)
+    whole, parts, steps = work(shape, config.rows, config.part)
+    of_block, of_part = branch_cycles(kernel)
+    slices = -(-shape.columns // config.columns)
+    heights = -(-shape.depth // config.depth) if shape.kind == "dw" else 1
+    passes = slices * heights
+    compute = passes * (whole * of_block + parts * of_part + steps * STEP_CYCLES)
+    chip = static_cycles.CHIPS[aot.DEVICES[compiled.device].target.family]
+    divided = heights if shape.kind == "dw" else slices  # between the cores
+    share = -(-divided // chip.cores) / divided
+    moved = bytes_moved(shape, slices, heights)
+    return max(compute * share, moved / chip.bandwidth * chip.clock)
+
+
+def branch_cycles(kernel) -> tuple[float, float]:
+    """Cycles of the product of a block, and of that of a part, which is in a loop of its own."""
+    part = min(
+        (region for region in kernel.regions if region.loop and region.matmuls), key=lambda region: region.cycles
+    )
+    rest = kernel.regions[0].matmuls - part.matmuls
+    branches = [region for region in kernel.regions if region.conditional and part.matmuls < region.matmuls <= rest]
+    block = max(branches, key=lambda region: (region.matmuls, -region.cycles))
+    scale = kernel.regions[0].cycles / (block.cycles + part.cycles)
+    return block.cycles * scale, part.cycles * scale
+
+
+def work(shape: Shape, rows: int, part: int) -> tuple[int, int, int]:
+    """How many whole blocks, parts and steps one pass over the rows takes, for `group_sizes`."""
+    sizes = jnp.asarray(group_sizes(shape))
+    steps = tpu_schedule.steps(sizes, shape.rows, rows, visit_empty=shape.kind == "dw")
+    start, end = map(np.asarray, steps[2:])
+    start, end = np.maximum(start, 0), np.minimum(end, rows)
+    whole = end - start == rows
+    parts = np.where(whole | (end <= start), 0, -(-end // part) - start // part)
+    return int(whole.sum()), int(parts.sum()), int((end > start).sum())
+
+
+def bytes_moved(shape: Shape, slices: int, heights: int) -> float:
+    """Between memory and the chip: rows for each slice of columns, weights and results once."""
+    if shape.kind == "dw":
+        return 2.0 * (
+            shape.rows * (slices * shape.depth + heights * shape.columns) + shape.groups * shape.depth * shape.columns
+        )
+    weights, outs = (2, 3) if shape.kind == "gated" else (1, 1)
+    results = outs * shape.rows * shape.columns
+    return 2.0 * (slices * shape.rows * shape.depth + weights * shape.groups * shape.depth * shape.columns + results)
