@@ -244,7 +244,7 @@ def _read(files: list[pathlib.Path], cores: int) -> Iterator[KernelReport]:
         yield KernelReport(
             name=name,
             pallas="tpu_custom_call" in attributes,
-            regions=schedule.regions(text, expansions[name].read_text()),
+            regions=schedule.regions(text, expansions[name].read_text() if name in expansions else ""),
             slots=slots,
             spills=slots.get("VMEM_SPILL_COUNT", (0, 0))[0],
             fills=slots.get("VMEM_FILL_COUNT", (0, 0))[0],
