@@ -9,9 +9,11 @@ import re
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.extend.core
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from pallas_kernels import target
 from pallas_kernels.errors import ArgumentError
 
 Entry = str | tuple[str, ...] | None
@@ -52,7 +54,9 @@ def divided(
     allowed = divisible.split()
 
     def ruled(*parts):
-        return _ruled(function, inputs, outputs, allowed, _rule(parts, dims, out_dims, allowed))(*parts)
+        if target.current().interpret:  # its effects on memory are more than custom_partitioning takes
+            return function(*parts)
+        return _ruled(function, inputs, outputs, allowed, dims, out_dims, parts)
 
     def local(*parts):
         if not opaque:
@@ -204,23 +208,41 @@ def _rule(arrays: Sequence[jax.Array], dims: Sequence[str], out_dims: Sequence[s
     }
 
 
-def _ruled(function, inputs, outputs, allowed, rule):
-    """`function` with a rule for XLA's partitioner over automatic axes."""
+def _ruled(function, inputs, outputs, allowed, dims, out_dims, parts):
+    """Calls `function` on `parts`, with a rule for XLA's partitioner over automatic axes."""
+    now = target.current()  # the partitioner asks when the program is compiled, which may be outside of this context
 
     def partition(mesh, arg_shapes, result_shapes):
         axes: dict[str, Entry] = {}
-        for shape, labels in zip(arg_shapes, inputs, strict=True):
+        for shape, labels in zip(arg_shapes, inputs, strict=False):
             for label, entry in zip(labels, shape.sharding.spec, strict=False):
                 if label in allowed and axes.get(label) is None:
                     axes[label] = entry
 
-        def body(*parts):
-            results = zip(function(*parts), outputs, strict=True)
-            return tuple(_sum(result, _missing(axes, labels, inputs)) for result, labels in results)
+        def body(*local):
+            with target.compiling_for(now):
+                results = zip(function(*local[: len(inputs)]), outputs, strict=True)
+                return tuple(_sum(result, _missing(axes, labels, inputs)) for result, labels in results)
 
-        results, args = ([NamedSharding(mesh, _spec(axes, labels)) for labels in part] for part in (outputs, inputs))
-        return mesh, body, tuple(results), tuple(args)
+        results = [NamedSharding(mesh, _spec(axes, labels)) for labels in outputs]
+        whole = [[]] * (len(arg_shapes) - len(inputs))
+        return mesh, body, tuple(results), tuple(NamedSharding(mesh, _spec(axes, part)) for part in [*inputs, *whole])
 
-    ruled = custom_partitioning(function)
-    ruled.def_partition(partition, **rule)
-    return ruled
+    # Arrays that `function` makes while it is traced become arguments: custom_partitioning takes no constants.
+    traced = jax.make_jaxpr(function)(*parts)
+    pure = traced.jaxpr.replace(
+        constvars=(),
+        invars=(*traced.jaxpr.constvars, *traced.jaxpr.invars),
+        debug_info=traced.jaxpr.debug_info.with_unknown_names(),
+    )
+    run = jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(pure, ()))
+    constants = [jax.numpy.asarray(x) for x in traced.consts]
+    whole = [" ".join(f"c{i}_{axis}" for axis in range(x.ndim)) for i, x in enumerate(constants)]
+
+    def call(*arrays):
+        return tuple(run(*arrays[len(inputs) :], *arrays[: len(inputs)]))
+
+    ruled = custom_partitioning(call)
+    arrays = (*parts, *constants)
+    ruled.def_partition(partition, **_rule(arrays, (*dims, *whole), out_dims, allowed))
+    return ruled(*arrays)

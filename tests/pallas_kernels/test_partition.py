@@ -55,6 +55,17 @@ def test_divided_arrays_stay_divided_and_sums_are_whole(kind, arrays):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+def test_constants_made_while_tracing_go_along(arrays):
+    """Block lists of unpacked rows, for example, are NumPy arrays by the time a kernel is traced."""
+    table = np.arange(3, dtype=np.float32)
+    options = {"divisible": "b g", "batch": "b", "name": "f", "opaque": True}
+
+    def run(q):
+        return partition.divided(lambda q: (q * table,), (q,), ("b t g k",), ("b t g k",), **options)[0]
+
+    np.testing.assert_allclose(jax.jit(run)(arrays[0]), arrays[0] * table)
+
+
 def test_the_partitioner_finds_the_mesh_without_a_context(arrays):
     got = jax.jit(divided)(*placed(mesh_of(AxisType.Auto), arrays))
     for a, b in zip(got, local(*arrays), strict=True):
