@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import partition
-from pallas_kernels.errors import ArgumentError, UnsupportedError
-from pallas_kernels.kernels.cross_entropy import xla
+from pallas_kernels.errors import ArgumentError
+from pallas_kernels.kernels.cross_entropy import chunks, dispatch
+from pallas_kernels.kernels.cross_entropy.config import TpuConfig, XlaConfig
 
 LSE, DX, DW = "cross_entropy_lse", "cross_entropy_dx", "cross_entropy_dw"  # names for remat policies
 
@@ -30,23 +31,17 @@ class CrossEntropyAux(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class XlaConfig:
-    """How XLA computes it.
-
-    Attributes:
-      chunk: tokens of a device whose logits exist at a time.
-    """
-
-    chunk: int
-
-
-@dataclasses.dataclass(frozen=True)
 class _Spec:
     """The static part of a call."""
 
     soft_cap: float | None
     z_loss: float
-    config: XlaConfig | None
+    backend: str
+    config: XlaConfig | TpuConfig | None
+
+    def steps(self, x: jax.Array, w: jax.Array) -> chunks.Steps:
+        """For local x [N, D] and w [V, D]."""
+        return dispatch.steps(self.backend, self.config, self.soft_cap, len(x), x.dtype, w.shape)
 
 
 def linear_cross_entropy(
@@ -59,7 +54,7 @@ def linear_cross_entropy(
     soft_cap: float | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
     backend: Backend = "auto",
-    config: XlaConfig | None = None,
+    config: XlaConfig | TpuConfig | None = None,
 ) -> tuple[jax.Array, CrossEntropyAux]:
     """Cross-entropy of logits = x w^T that never holds the logits of all tokens.
 
@@ -80,8 +75,8 @@ def linear_cross_entropy(
       soft_cap: c bends logits to c tanh(logits / c) (Gemma 2, arXiv 2408.00118).
       reduction: "mean" over the counted tokens (0 if there are none), "sum", or "none". Inside `shard_map` over the
         tokens at hand; otherwise over those of all devices.
-      backend: "auto" takes what the recorded figures say is faster; "pallas" insists on a kernel.
-      config: None chooses one; an `XlaConfig` means the XLA path.
+      backend: "auto" takes the kernels on TPU, where they are faster, and XLA elsewhere; "pallas" insists on a kernel.
+      config: None looks it up; an `XlaConfig` means the XLA path, a `TpuConfig` the kernels.
 
     Returns:
       (loss, aux): loss float32, a scalar or [...] with "none"; aux is (log_probs, lse), differentiable too.
@@ -91,11 +86,10 @@ def linear_cross_entropy(
       UnsupportedError: backend="pallas" does not take this case.
     """
     _check(x, w, labels, z_loss, label_mask, soft_cap, reduction, backend)
-    if backend == "pallas":
-        raise UnsupportedError("linear_cross_entropy", backend, "there is no kernel for this device")
+    chosen = dispatch.choose(backend, x.dtype, x.shape[-1], w.shape[0], config)
     if label_mask is not None:
         labels = jnp.where(label_mask, labels, -1)
-    spec = _Spec(soft_cap, float(z_loss), config)
+    spec = _Spec(soft_cap, float(z_loss), chosen, config)
     x, w, labels = partition.vary_alike(x, w, labels)
     if reduction == "none":
         aux = CrossEntropyAux(*_tokens(spec, x, w, labels, None))
@@ -146,12 +140,10 @@ def _summed(spec, x, w, labels):
 
 
 def _summed_fwd(spec, x, w, labels):
-    options = {"soft_cap": spec.soft_cap, "z_loss": spec.z_loss}
-
     def local(x, w, labels):
         flat = x.reshape(-1, x.shape[-1])
-        log_probs, lse, dx, dw = xla.forward_with_gradients(
-            flat, w, labels.reshape(-1), **options, chunk=_chunk(spec, flat, w)
+        log_probs, lse, dx, dw = chunks.forward_with_gradients(
+            flat, w, labels.reshape(-1), spec.z_loss, spec.steps(flat, w)
         )
         return log_probs.reshape(labels.shape), lse.reshape(labels.shape), dx.reshape(x.shape), dw
 
@@ -178,7 +170,7 @@ def _tokens(spec, x, w, labels, known):
 
 def _tokens_fwd(spec, x, w, labels, known):
     logits = None
-    if known is None and labels.size <= _chunk(spec, x.reshape(-1, x.shape[-1]), w):
+    if known is None and labels.size <= spec.steps(x.reshape(-1, x.shape[-1]), w).chunk:
         *known, logits = _forward_keeping_logits(spec, x, w, labels)
     log_probs, lse = _forward(spec, x, w, labels) if known is None else known
     lse = checkpoint_name(lse, LSE)
@@ -192,7 +184,7 @@ def _tokens_bwd(spec, residuals, cotangents):
     def local(x, w, *parts):
         flat = x.reshape(-1, x.shape[-1])
         parts = [part.reshape(-1, *part.shape[labels.ndim :]) for part in parts]
-        dx, dw = xla.backward(flat, w, *parts, soft_cap=spec.soft_cap, chunk=_chunk(spec, flat, w))
+        dx, dw = chunks.backward(flat, w, *parts, steps=spec.steps(flat, w))
         return dx.reshape(x.shape), dw
 
     tokens = _tokens_of(labels)
@@ -207,7 +199,7 @@ _tokens.defvjp(_tokens_fwd, _tokens_bwd)
 def _forward(spec, x, w, labels):
     def local(x, w, labels):
         flat = x.reshape(-1, x.shape[-1])
-        parts = xla.forward(flat, w, labels.reshape(-1), soft_cap=spec.soft_cap, chunk=_chunk(spec, flat, w))
+        parts = chunks.forward(flat, w, labels.reshape(-1), spec.steps(flat, w))
         return tuple(part.reshape(labels.shape) for part in parts)
 
     tokens = _tokens_of(labels)
@@ -217,15 +209,11 @@ def _forward(spec, x, w, labels):
 def _forward_keeping_logits(spec, x, w, labels):
     def local(x, w, labels):
         flat = x.reshape(-1, x.shape[-1])
-        parts = xla.forward_keeping_logits(flat, w, labels.reshape(-1), soft_cap=spec.soft_cap)
+        parts = chunks.forward_keeping_logits(flat, w, labels.reshape(-1), spec.steps(flat, w))
         return tuple(part.reshape(*labels.shape, *part.shape[1:]) for part in parts)
 
     tokens = _tokens_of(labels)
     return _divided(local, (x, w, labels), (f"{tokens} d", "v d", tokens), (tokens, tokens, f"{tokens} v"))
-
-
-def _chunk(spec, x, w) -> int:
-    return spec.config.chunk if spec.config else xla.tokens_per_chunk(len(x), x.shape[1], w.shape[0])
 
 
 def _tokens_of(labels) -> str:
