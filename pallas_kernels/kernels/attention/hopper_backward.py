@@ -41,24 +41,27 @@ class _Plan:
     splits: int
 
     @property
+    def strips(self) -> int:
+        """Strips of 64 queries in a step: so many that dQ of a step is 64 x 64 for each warpgroup."""
+        return ROWS * WARPGROUPS // self.head_dim
+
+    @property
     def block_q(self) -> int:
-        """So many that dQ of a step is one part of 64 x 64 for each warpgroup."""
-        return ROWS * ROWS * WARPGROUPS // self.head_dim
+        return ROWS * self.strips
 
     @property
     def heads(self) -> int:
         """Query heads that one block goes over."""
         return self.heads_per_group // self.splits
 
-    def part(self, warpgroup: jax.Array) -> tuple[Any, Any]:
-        """Rows and columns of dQ that are a warpgroup's own."""
-        own, everything = pl.ds(warpgroup * ROWS, ROWS), pl.ds(0, ROWS)
-        return (own, everything) if self.head_dim == ROWS else (everything, own)
+    def share(self, warpgroup: jax.Array) -> tuple[jax.Array | int, Any]:
+        """The strip of queries and the columns of dQ that a warpgroup multiplies."""
+        if self.strips == 1:
+            return 0, pl.ds(warpgroup * ROWS, ROWS)
+        return warpgroup, pl.ds(0, ROWS)
 
 
-def backward(
-    q, k, v, lse, delta, dout, limits: hopper_ranges.Bounds, *, spec: AttentionSpec, stages: int, splits: int
-):
+def backward(q, k, v, lse, delta, dout, limits: hopper_ranges.Bounds, *, spec: AttentionSpec, stages: int, splits: int):
     """q, dout [B,T,H,K], k, v [B,S,G,K], lse, delta [B,H,T] -> dq, dk, dv. `splits` blocks share a group's heads."""
     (batch, queries, heads, head_dim), (keys, groups) = q.shape, k.shape[1:3]
     plan = _Plan(spec, head_dim, stages, groups, heads // groups, splits)
@@ -91,27 +94,27 @@ def _scratch(plan: _Plan, dtype):
     kv = device.tiled((WARPGROUPS, ROWS, plan.head_dim), dtype)  # dk and dv leave through here
     per_query = device.tiled((plan.stages, plan.block_q, plan.head_dim), dtype)
     vector = plgpu.SMEM((plan.stages, plan.block_q), jnp.float32)
-    return dict(
-        smem=dict(
-            k=kv,
-            v=kv,
-            q=per_query,
-            dout=per_query,
-            lse=vector,
-            delta=vector,
-            ds=device.tiled((SCORE_STAGES, WARPGROUPS, ROWS, plan.block_q), dtype),
-            dq=device.tiled((WARPGROUPS, ROWS, ROWS), jnp.float32),
-        ),
-        barriers=dict(
-            kv=plgpu.Barrier(num_arrivals=2 * WARPGROUPS),
-            q=plgpu.Barrier(num_arrivals=2, num_barriers=plan.stages),
-            dout=plgpu.Barrier(num_arrivals=2, num_barriers=plan.stages),
-            q_free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=plan.stages),
-            dout_free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=plan.stages),
-            ds=plgpu.Barrier(num_arrivals=WARPGROUPS),
-        ),
-        imitations=device.imitated([*[(ROWS, plan.head_dim)] * 2, *[(ROWS, plan.block_q)] * 2, (ROWS, ROWS)], WARPGROUPS),
-    )
+    return {
+        "smem": {
+            "k": kv,
+            "v": kv,
+            "q": per_query,
+            "dout": per_query,
+            "lse": vector,
+            "delta": vector,
+            "ds": device.tiled((SCORE_STAGES, WARPGROUPS, plan.strips, ROWS, ROWS), dtype),
+            "dq": device.tiled((WARPGROUPS, ROWS, ROWS), jnp.float32),
+        },
+        "barriers": {
+            "kv": plgpu.Barrier(num_arrivals=2 * WARPGROUPS),
+            "q": plgpu.Barrier(num_arrivals=3, num_barriers=plan.stages),  # with lse and delta
+            "dout": plgpu.Barrier(num_barriers=plan.stages),
+            "q_free": plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=plan.stages),
+            "dout_free": plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=plan.stages),
+            "ds": plgpu.Barrier(num_arrivals=WARPGROUPS),
+        },
+        "imitations": device.imitated([*[(ROWS, plan.head_dim)] * 2, *[(ROWS, ROWS)] * 3], WARPGROUPS),
+    }
 
 
 def _kernel(q, k, v, dout, lse, delta, ranges, first, last, *refs, plan: _Plan, smem, barriers, imitations):
@@ -147,15 +150,13 @@ def _kernel(q, k, v, dout, lse, delta, ranges, first, last, *refs, plan: _Plan, 
 
         def load(step, head, index):
             slot, window = lax.rem(step, plan.stages), pl.ds(index * plan.block_q, plan.block_q)
-            for name, source, vector in (("q", q, lse), ("dout", dout, delta)):
-
-                @pl.when(step >= plan.stages)
-                def _():
-                    plgpu.barrier_wait(barriers[name + "_free"].at[slot])
-
+            for name, source in (("q", q), ("dout", dout)):
+                device.wait_if(step >= plan.stages, barriers[name + "_free"].at[slot])
                 plgpu.copy_gmem_to_smem(source.at[batch, window, head], smem[name].at[slot], barriers[name].at[slot])
-                along = "lse" if name == "q" else "delta"
-                plgpu.copy_gmem_to_smem(vector.at[batch, head, window], smem[along].at[slot], barriers[name].at[slot])
+                if name == "q":
+                    for along, vector in (("lse", lse), ("delta", delta)):
+                        part = vector.at[batch, head, window]
+                        plgpu.copy_gmem_to_smem(part, smem[along].at[slot], barriers["q"].at[slot])
 
         steps(load)
 
@@ -171,10 +172,10 @@ def _kernel(q, k, v, dout, lse, delta, ranges, first, last, *refs, plan: _Plan, 
     def _():
         plgpu.set_max_registers(240, action="increase")
 
-        def visible(scores, index):
+        def visible(scores, index, strip):
             def masked(x):
-                window = pl.ds(index * plan.block_q, plan.block_q)
-                mask = device.Mask(limits, batch, window, (ROWS, plan.block_q), queries_along=1)
+                window = pl.ds(index * plan.block_q + strip * ROWS, ROWS)
+                mask = device.Mask(limits, batch, window, (ROWS, ROWS), queries_along=1)
                 return mask(x, keys + warpgroup * ROWS, -jnp.inf)
 
             return lax.cond((index >= full_start) & (index < full_end), lambda x: x, masked, scores)
@@ -204,11 +205,10 @@ def _divmod(x: jax.Array, y: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _add_dq(plan: _Plan, place, dq, batch, warpgroup, value: jax.Array, head: jax.Array, index: jax.Array) -> None:
-    """Starts the addition of this warpgroup's part of dQ for one tile of queries."""
-    rows, columns = plan.part(warpgroup)
-    rows = pl.ds(index * plan.block_q + rows.start, ROWS)
+    """Starts the addition of this warpgroup's share of dQ for one tile of queries."""
+    strip, columns = plan.share(warpgroup)
     _replace(place, value)
-    device.add_to_gmem(place, dq.at[batch, rows, head, columns])
+    device.add_to_gmem(place, dq.at[batch, pl.ds(index * plan.block_q + strip * ROWS, ROWS), head, columns])
 
 
 def _replace(place, value: jax.Array) -> None:
@@ -241,52 +241,58 @@ class _Worker:
     barriers: dict[str, Any]
     imitations: Sequence[Any]
     warpgroup: jax.Array
-    visible: Callable[[jax.Array, jax.Array], jax.Array]
+    visible: Callable[[jax.Array, jax.Array, int], jax.Array]
 
     def step(self, number: jax.Array, head: jax.Array, index: jax.Array, dk, dv, add_dq: Callable) -> None:
         """All that one tile of queries of one head gives: to `dk` and `dv`, and to dQ through `add_dq`."""
         plan, smem = self.plan, self.smem
         slot, stage = lax.rem(number, plan.stages), lax.rem(number, SCORE_STAGES)
-        q, dout = smem["q"].at[slot], smem["dout"].at[slot]
-        own_k, own_v = smem["k"].at[self.warpgroup], smem["v"].at[self.warpgroup]
-
-        def scores(products, dp_products):
-            plgpu.barrier_wait(self.barriers["q"].at[slot])
-            products.add(own_k, q, transposed="b")
-            plgpu.barrier_wait(self.barriers["dout"].at[slot])
-            dp_products.add(own_v, dout, transposed="b")
-            s = device.capped(products.read(in_flight=1), plan.spec)
-            lse = device.load_vector(smem["lse"].at[slot], reduced=0)
-            s_seen = self.visible(s, index)
-            p = jnp.exp2(s_seen * device.exponent(plan.spec) - self._columns(lse))
-            dv.add(p.astype(q.dtype), dout)
-            delta = device.load_vector(smem["delta"].at[slot], reduced=0)
-            ds = p * (dp_products.read(in_flight=1) - self._columns(delta))
-            return device.uncapped(ds, s, plan.spec).astype(q.dtype)
-
-        shape = (ROWS, plan.block_q)
-        ds = device.accumulators(scores, [shape, shape], self.imitations[:2], self.warpgroup)
-        smem["ds"].at[stage, self.warpgroup][...] = ds
+        plgpu.barrier_wait(self.barriers["q"].at[slot])
+        ds = [self._score_gradients(slot, index, strip, dv) for strip in range(plan.strips)]
+        for strip in range(plan.strips):
+            smem["ds"].at[stage, self.warpgroup, strip][...] = ds[strip]
         plgpu.commit_smem()
         self.rendezvous()
 
-        def dq_part(products):
-            rows, columns = plan.part(self.warpgroup)
+        def dq_share(products):
+            strip, columns = plan.share(self.warpgroup)
             for i in range(WARPGROUPS):
-                products.add(smem["ds"].at[stage, i, :, rows], smem["k"].at[i, :, columns], transposed="a")
-            dk.add(ds, q)
-            return products.read(in_flight=1)  # dV is done too then
+                products.add(smem["ds"].at[stage, i, strip], smem["k"].at[i, :, columns], transposed="a")
+            for i in range(plan.strips):
+                dk.add(ds[i], smem["q"].at[slot, pl.ds(i * ROWS, ROWS)])
+            return products.read(in_flight=plan.strips)  # dV is done too then
 
-        part = device.accumulators(dq_part, [(ROWS, ROWS)], self.imitations[2:], self.warpgroup)
+        share = device.accumulators(dq_share, [(ROWS, ROWS)], self.imitations[2:], self.warpgroup)
         plgpu.barrier_arrive(self.barriers["dout_free"].at[slot])
-        add_dq(part, head, index)
+        add_dq(share, head, index)
         device.wait_for_products()
         plgpu.barrier_arrive(self.barriers["q_free"].at[slot])
+
+    def _score_gradients(self, slot: jax.Array, index: jax.Array, strip: int, dv) -> jax.Array:
+        """dS of one strip of queries, transposed, without the scale; starts what the strip adds to `dv`."""
+        spec, shape, smem = self.plan.spec, (ROWS, ROWS), self.smem
+        rows = (slot, pl.ds(strip * ROWS, ROWS))
+        factor = device.exponent(spec)
+
+        def run(scores, dp):
+            # Sums that start from what would be subtracted afterwards keep registers free.
+            log_sum = device.columns(device.load_vector(smem["lse"].at[rows], reduced=0), shape)
+            if device.linear(spec):
+                scores.set(log_sum * (-1 / factor))
+            dp.set(-device.columns(device.load_vector(smem["delta"].at[rows], reduced=0), shape))
+            scores.add(smem["k"].at[self.warpgroup], smem["q"].at[rows], transposed="b")
+            if strip == 0:
+                plgpu.barrier_wait(self.barriers["dout"].at[slot])
+            dp.add(smem["v"].at[self.warpgroup], smem["dout"].at[rows], transposed="b")
+            s = device.capped(scores.read(in_flight=1), spec)
+            exponents = self.visible(s, index, strip) * factor
+            p = jnp.exp2(exponents if device.linear(spec) else exponents - log_sum)
+            dv.add(p.astype(smem["dout"].dtype), smem["dout"].at[rows])
+            return device.uncapped(p * dp.read(in_flight=1), s, spec).astype(smem["q"].dtype)
+
+        return device.accumulators(run, [shape, shape], self.imitations[:2], self.warpgroup)
 
     def rendezvous(self) -> None:
         """Waits for the other warpgroup to come here too."""
         plgpu.barrier_arrive(self.barriers["ds"])
         plgpu.barrier_wait(self.barriers["ds"])
-
-    def _columns(self, x: jax.Array) -> jax.Array:
-        return lax.broadcast_in_dim(x, (ROWS, self.plan.block_q), (1,))

@@ -28,9 +28,7 @@ def interpreting() -> bool:
 
 def kernel(body: Callable, *, out_type, scratch_types: dict, blocks: int, warpgroups: int, name: str) -> Callable:
     """A kernel over `blocks` ("block") of `warpgroups` ("wg"), that also takes `jax.Ref`s, to change in place."""
-    mesh = plgpu.Mesh(
-        grid=(blocks,), grid_names=("block",), num_threads=warpgroups, thread_name="wg", kernel_name=name
-    )
+    mesh = plgpu.Mesh(grid=(blocks,), grid_names=("block",), num_threads=warpgroups, thread_name="wg", kernel_name=name)
 
     def allocated(*refs):
         pl.run_scoped(functools.partial(body, *refs), collective_axes="wg", **scratch_types)
@@ -73,6 +71,11 @@ def iota(shape: tuple[int, int], axis: int) -> jax.Array:
 def rows(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """A vector with one element per row, repeated along the columns."""
     return lax.broadcast_in_dim(x, shape, (0,))
+
+
+def columns(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """A vector with one element per column, repeated along the rows."""
+    return lax.broadcast_in_dim(x, shape, (1,))
 
 
 class Accumulator:
@@ -135,6 +138,10 @@ def accumulators(body: Callable, shapes: Sequence[tuple[int, int]], imitations: 
     return body(*allocated)
 
 
+def wait_if(condition: jax.Array, barrier) -> None:
+    pl.when(condition)(lambda: plgpu.barrier_wait(barrier))
+
+
 def add_to_gmem(source, destination) -> None:
     """Starts an addition of shared to global memory by the copy engine, in float32."""
     if interpreting():  # blocks run one after the other there
@@ -148,9 +155,14 @@ def shared(ref, batch: jax.Array) -> jax.Array | int:
     return batch if ref.shape[0] > 1 else 0
 
 
+def linear(spec: AttentionSpec) -> bool:
+    """Whether scores need nothing but a positive factor."""
+    return spec.soft_cap is None and spec.scale > 0
+
+
 def exponent(spec: AttentionSpec) -> float:
     """What scores out of `capped` are multiplied by to become exponents of two."""
-    return LOG2E if spec.soft_cap is not None or spec.scale <= 0 else spec.scale * LOG2E
+    return spec.scale * LOG2E if linear(spec) else LOG2E
 
 
 def capped(scores: jax.Array, spec: AttentionSpec) -> jax.Array:

@@ -62,23 +62,23 @@ def forward(q, k, v, limits: hopper_ranges.Bounds, *, spec: AttentionSpec, block
 
 def _scratch(plan: _Plan, dtype):
     kv = device.tiled((plan.stages, plan.block_kv, plan.head_dim), dtype)
-    return dict(
-        smem=dict(
-            q=device.tiled((WARPGROUPS, ROWS, plan.head_dim), dtype),  # the output leaves through here
-            k=kv,
-            v=kv,
-            lse=plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32),
-        ),
-        barriers=dict(
-            q=plgpu.Barrier(num_barriers=WARPGROUPS),
-            k=plgpu.Barrier(num_barriers=plan.stages),
-            v=plgpu.Barrier(num_barriers=plan.stages),
-            k_free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=plan.stages),
-            v_free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=plan.stages),
-            turn=plgpu.Barrier(num_barriers=WARPGROUPS),
-        ),
-        imitations=device.imitated([(ROWS, plan.head_dim), (ROWS, plan.block_kv)], WARPGROUPS),
-    )
+    return {
+        "smem": {
+            "q": device.tiled((WARPGROUPS, ROWS, plan.head_dim), dtype),  # the output leaves through here
+            "k": kv,
+            "v": kv,
+            "lse": plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32),
+        },
+        "barriers": {
+            "q": plgpu.Barrier(num_barriers=WARPGROUPS),
+            "k": plgpu.Barrier(num_barriers=plan.stages),
+            "v": plgpu.Barrier(num_barriers=plan.stages),
+            "k_free": plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=plan.stages),
+            "v_free": plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=plan.stages),
+            "turn": plgpu.Barrier(num_barriers=WARPGROUPS),
+        },
+        "imitations": device.imitated([(ROWS, plan.head_dim), (ROWS, plan.block_kv)], WARPGROUPS),
+    }
 
 
 def _kernel(q, k, v, ranges, first, last, *refs, plan: _Plan, smem, barriers, imitations):
@@ -101,11 +101,7 @@ def _kernel(q, k, v, ranges, first, last, *refs, plan: _Plan, smem, barriers, im
             slot = lax.rem(step, plan.stages)
             window = (batch, pl.ds((start + step) * plan.block_kv, plan.block_kv), group)
             for name, source in (("k", k), ("v", v)):
-
-                @pl.when(step >= plan.stages)
-                def _():
-                    plgpu.barrier_wait(barriers[name + "_free"].at[slot])
-
+                device.wait_if(step >= plan.stages, barriers[name + "_free"].at[slot])
                 plgpu.copy_gmem_to_smem(source.at[window], smem[name].at[slot], barriers[name].at[slot])
 
         lax.fori_loop(0, end - start, load, None)

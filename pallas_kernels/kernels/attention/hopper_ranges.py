@@ -8,7 +8,6 @@ documents alone, and positions are compared as well.
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,36 +49,40 @@ def bounds(
     spec: AttentionSpec,
     queries: int,
     keys: int,
-    q_segments: jax.Array | None,
-    kv_segments: jax.Array | None,
-    q_positions: jax.Array | None,
-    kv_positions: jax.Array | None,
+    q_segments: Array | None,
+    kv_segments: Array | None,
+    q_positions: Array | None,
+    kv_positions: Array | None,
 ) -> Bounds:
     """The bounds of every query of a batch; see `AttentionSpec` for what is visible."""
+    xp = _library(q_segments, kv_segments, q_positions, kv_positions)
     if q_segments is None:
         first, last = np.zeros((1, queries), np.int32), np.full((1, queries), keys, np.int32)
     else:
-        first, last = _documents(q_segments, kv_segments)
-    positions = (spec.causal or spec.window is not None) and q_positions is not None
-    if not positions:
+        first, last = _documents(xp, q_segments, kv_segments)
+    if q_positions is None or not (spec.causal or spec.window):
         lowest, highest = _reach(spec, np.arange(queries, dtype=np.int32)[None])
-        xp = np if q_segments is None else jnp
         first = first if lowest is None else xp.maximum(first, lowest)
         last = last if highest is None else xp.minimum(last, highest + 1)
         return Bounds(first, last)
     lowest, highest = _reach(spec, q_positions)
-    lowest = jnp.full_like(q_positions, _MIN) if lowest is None else lowest
-    highest = jnp.full_like(q_positions, _MAX) if highest is None else highest
+    lowest = xp.full_like(q_positions, _MIN) if lowest is None else lowest
+    highest = xp.full_like(q_positions, _MAX) if highest is None else highest
     return Bounds(first, last, lowest, highest, kv_positions)
 
 
-def _documents(q_segments: jax.Array, kv_segments: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _library(*arrays: Array | None) -> Any:
+    """NumPy where all is known at trace time: ranges are constants then."""
+    return np if all(x is None or isinstance(x, np.ndarray) for x in arrays) else jnp
+
+
+def _documents(xp: Any, q_segments: Array, kv_segments: Array) -> tuple[Array, Array]:
     """Where the run of keys of each query's own document begins and ends. One fused pass, no sort."""
     same = (q_segments[:, :, None] == kv_segments[:, None, :]) & (q_segments >= 0)[:, :, None]
-    index = jnp.arange(kv_segments.shape[1], dtype=jnp.int32)
-    first = jnp.min(jnp.where(same, index, _MAX), axis=-1)
-    last = jnp.max(jnp.where(same, index + 1, 0), axis=-1)
-    return jnp.minimum(first, last), last
+    index = np.arange(kv_segments.shape[1], dtype=np.int32)
+    first = xp.min(xp.where(same, index, _MAX), axis=-1)
+    last = xp.max(xp.where(same, index + 1, 0), axis=-1)
+    return xp.minimum(first, last), last
 
 
 def _reach(spec: AttentionSpec, positions: Array) -> tuple[Array | None, Array | None]:
@@ -109,8 +112,7 @@ def tile_ranges(limits: Bounds, block_q: int, block_kv: int, keys: int, *, of: s
       int32 [batch or 1, tiles, 4]: start, full_start, full_end, end. Tiles in [start, end) have visible pairs, those
       in [full_start, full_end) nothing but visible pairs, so that they need no mask.
     """
-    arrays = (limits.first, limits.last, limits.lowest, limits.key_positions)
-    xp = np if all(x is None or isinstance(x, np.ndarray) for x in arrays) else jnp
+    xp = _library(*limits.arrays())
 
     def reduced(x, block, reduction):
         x = padded(x, block, 1, mode="edge")
@@ -127,10 +129,10 @@ def tile_ranges(limits: Bounds, block_q: int, block_kv: int, keys: int, *, of: s
     if limits.lowest is not None:
         nearest = reduced(limits.key_positions, block_kv, xp.min)[:, None]
         farthest = reduced(limits.key_positions, block_kv, xp.max)[:, None]
-        active &= reduced(limits.lowest, block_q, xp.min)[:, :, None] <= farthest
-        active &= reduced(limits.highest, block_q, xp.max)[:, :, None] >= nearest
-        whole &= reduced(limits.lowest, block_q, xp.max)[:, :, None] <= nearest
-        whole &= reduced(limits.highest, block_q, xp.min)[:, :, None] >= farthest
+        active = active & (reduced(limits.lowest, block_q, xp.min)[:, :, None] <= farthest)
+        active = active & (reduced(limits.highest, block_q, xp.max)[:, :, None] >= nearest)
+        whole = whole & (reduced(limits.lowest, block_q, xp.max)[:, :, None] <= nearest)
+        whole = whole & (reduced(limits.highest, block_q, xp.min)[:, :, None] >= farthest)
     if of == "kv":
         active, whole = xp.swapaxes(active, 1, 2), xp.swapaxes(whole, 1, 2)
     return _runs(xp, active, whole & active)
