@@ -46,7 +46,7 @@ def gated_kept(x, gate, up, sizes):
 
 
 def tall(x, w, sizes):
-    return product(x, w, sizes, config=kernels.Config(tile_m=256, tile_n=128))
+    return product(x, w, sizes, config=kernels.Config(tile_m=256, tile_n=128, stages=3))
 
 
 def transposed(x, y, sizes):
