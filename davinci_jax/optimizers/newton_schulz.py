@@ -127,15 +127,14 @@ def _whole_matrices(
     The spec is `None` where matrices are whole already.
     """
     filling = [0] * len(shape)
-    spec = (*sharding.spec,)
-    inside = [axes if isinstance(axes, tuple) else (axes,) for axes in spec[matrix.stack :] if axes is not None]
-    moved = tuple(axis for axes in inside for axis in axes)
+    entries = [() if e is None else e if isinstance(e, tuple) else (e,) for e in sharding.spec]
+    moved = tuple(axis for axes in entries[matrix.stack :] for axis in axes)
     if not moved:
         return None, filling
-    stack = list(spec[: matrix.stack])
-    free = [axis for axis, entry in enumerate(stack) if entry is None]
-    if free:
-        copies = math.prod(sharding.mesh.shape[axis] for axis in moved)
-        axis = min(free, key=lambda axis: -shape[axis] % copies / shape[axis])
-        stack[axis], filling[axis] = moved, -shape[axis] % copies
-    return P(*stack, *[None] * (len(spec) - matrix.stack)), filling
+    stack = entries[: matrix.stack]
+    if stack:
+        divided = [math.prod(sharding.mesh.shape[name] for name in (*axes, *moved)) for axes in stack]
+        missing = [-size % parts for size, parts in zip(shape, divided, strict=False)]
+        axis = min(range(len(stack)), key=lambda axis: missing[axis] / shape[axis])
+        stack[axis], filling[axis] = (*stack[axis], *moved), missing[axis]
+    return P(*(axes or None for axes in stack), *[None] * (len(shape) - matrix.stack)), filling

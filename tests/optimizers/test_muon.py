@@ -15,6 +15,8 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
+from davinci_jax import sharding
+from davinci_jax.experiment import MeshConfig
 from davinci_jax.optimizers import COEFFICIENTS, Matrix, muon, newton_schulz, orthogonalize, scale_by_muon
 
 # Compiles many programs; left out of the fast subset.
@@ -205,3 +207,18 @@ def test_any_number_of_devices_keeps_the_layout(fsdp):
 def test_docstring_examples():
     assert doctest.testmod(importlib.import_module("davinci_jax.optimizers.muon")).attempted > 0
     assert doctest.testmod(importlib.import_module("davinci_jax.optimizers.muon")).failed == 0
+
+
+def test_stacked_experts_are_orthogonalised_one_by_one():
+    """[layers, experts, D, F] against a loop over single matrices, on eight devices, each with an expert of its own."""
+    x = np.random.default_rng(5).normal(size=(3, 8, 16, 24)).astype(np.float32)
+    single = jax.jit(lambda m: orthogonalize(m, Matrix(), dtype=jnp.float32))
+    want = np.stack([np.stack([np.asarray(single(matrix)) for matrix in layer]) for layer in x])
+    with jax.set_mesh(sharding.make_mesh(MeshConfig())):
+        divided = jax.device_put(jnp.asarray(x), sharding.spec("layers", "expert", "embed", "mlp"))
+        run = jax.jit(lambda y: orthogonalize(y, Matrix(stack=2), dtype=jnp.float32))
+        got = run(divided)
+        assert got.sharding.spec == divided.sharding.spec
+        shapes = re.findall(r"f32\[(\d+),(\d+),16,24\]", run.lower(divided).compile().as_text())
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert ("3", "1") in shapes  # a device's whole matrices: one expert of every layer, and no filling
