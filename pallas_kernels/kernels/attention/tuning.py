@@ -125,19 +125,20 @@ def cycles(compiled: Any, shape: Shape, config: tpu.Config) -> float:
     computed = [kind for kind in (block_lists.FULL, block_lists.DIAGONAL, block_lists.PARTIAL) if kind in blocks.kinds]
     first = int((np.asarray(blocks.flags)[: len(kinds)] & block_lists.FIRST != 0).sum())
     loads = sum(kind in computed for kind in kinds)
-    often = [first, loads, *(kinds.count(kind) for kind in computed), first]
-    if shape.backward:
-        often = [shape.batch, *often, kinds.count(block_lists.FLUSH)]
-
     body = kernel.body or kernel.grid
     parts = [region for region in kernel.branches(body, share=0) if region.cycles >= 100]
+    products = [index for index, part in enumerate(parts) if part.matmuls]
+    if len(products) != len(computed):
+        raise LookupError(f"{kernel.name}: {len(products)} branches have products, not {len(computed)}")
+    before, after = parts[: products[0]], parts[products[-1] + 1 :]
+    # Before the products: clear, start, load; one that the schedule does not show is counted in each step.
+    often = list(zip(reversed(before), (loads, first, shape.batch), strict=False))
+    often += [(parts[index], kinds.count(kind)) for index, kind in zip(products, computed, strict=True)]
+    often += list(zip(after, (first, kinds.count(block_lists.FLUSH)), strict=False))
+
     runs = {kernel.grid.ordinal: steps + 2.0, body.ordinal: float(steps)}
-    if [bool(part.matmuls) for part in parts[: len(often)]] != [
-        index in range(len(often))[2 + shape.backward :][: len(computed)] for index in range(len(often))
-    ]:
-        raise LookupError(f"{kernel.name}: {len(parts)} branches do not fit the {len(often)} of the kernel")
     waiting = 0.0
-    for part, count in zip(parts, often, strict=False):
+    for part, count in often:
         runs[part.ordinal] = float(rounds * count)
         alternatives = [] if part.matmuls else kernel.branches(part, share=0.2)
         runs |= {one.ordinal: rounds * count / len(alternatives) for one in alternatives}
