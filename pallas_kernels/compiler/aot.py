@@ -12,9 +12,9 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.resources
+import json
 import os
 import pathlib
-import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +28,7 @@ from pallas_kernels.compiler import hopper_report, libtpu, schedule, static_cycl
 from pallas_kernels.errors import ArgumentError
 
 CACHE = "PALLAS_KERNELS_AOT_CACHE"
+_known: dict[str, "Compiled"] = {}  # libtpu writes no schedule when it compiles a program again in the same process
 _COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-nvvm")
 
 
@@ -118,13 +119,15 @@ def compile_for(
     name = device_name(device)
     arguments = jax.tree.map(functools.partial(_placed, default=devices(name)[0]), arguments)
     lowered = lower(name, function, *arguments, donate=donate)
-    file = _cache_file(name, lowered, options)
-    if file and file.exists():
-        return pickle.loads(file.read_bytes())
-    compiled = _compile(name, lowered, options)
-    if file:
-        _write(file, pickle.dumps(compiled))
-    return compiled
+    key = _identity(name, lowered, options)
+    if key not in _known:
+        file = pathlib.Path(os.environ[CACHE]) / f"{key}.json" if os.environ.get(CACHE) else None
+        if file and file.exists():
+            return _from_json(file.read_text())
+        _known[key] = _compile(name, lowered, options)
+        if file:
+            _write(file, json.dumps(dataclasses.asdict(_known[key])))
+    return _known[key]
 
 
 def device_name(device: str | targets.Target) -> str:
@@ -217,18 +220,24 @@ def _no_jax_cache() -> Iterator[None]:
         jax.config.update("jax_enable_compilation_cache", enabled)
 
 
-def _cache_file(name: str, lowered: jax.stages.Lowered, options: dict[str, Any] | None) -> pathlib.Path | None:
-    if not os.environ.get(CACHE):
-        return None
+def _identity(name: str, lowered: jax.stages.Lowered, options: dict[str, Any] | None) -> str:
     # The reports are of the classes as they are now.
     sources = [pathlib.Path(module.__file__).read_text() for module in (hopper_report, libtpu, schedule, static_cycles)]
     identity = (name, lowered.as_text(), sorted((options or {}).items()), versions(), sources)
-    return pathlib.Path(os.environ[CACHE]) / f"{hashlib.sha256(repr(identity).encode()).hexdigest()}.pickle"
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
-def _write(file: pathlib.Path, content: bytes) -> None:
+def _from_json(text: str) -> Compiled:
+    """What `json.dumps(dataclasses.asdict(compiled))` holds."""
+    found = json.loads(text)
+    module = hopper_report if DEVICES[found["device"]].target.platform == "gpu" else static_cycles
+    kernels = tuple(module.KernelReport.from_dict(kernel) for kernel in found["kernels"])
+    return Compiled(**found | {"memory": Memory(**found["memory"]), "kernels": kernels})
+
+
+def _write(file: pathlib.Path, content: str) -> None:
     """Writes a file whole, so that a process that reads it at the same time sees all of it or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as temporary:
         temporary.write(content)
     os.replace(temporary.name, file)

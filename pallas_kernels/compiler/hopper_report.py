@@ -7,6 +7,7 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 _DUMP = "MOSAIC_GPU_DUMP_TO"
 
@@ -36,6 +37,11 @@ class KernelReport:
     barriers: int
     wgmma: int
     warnings: tuple[str, ...]
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "KernelReport":
+        """The report of what `dataclasses.asdict` made of one."""
+        return cls(**fields | {"warnings": tuple(fields["warnings"])})
 
 
 @contextlib.contextmanager

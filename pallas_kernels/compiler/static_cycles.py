@@ -14,6 +14,7 @@ import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from pallas_kernels.compiler import libtpu, schedule
 
@@ -66,6 +67,13 @@ class KernelReport:
     fills: int
     bytes: int
     cores: int
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "KernelReport":
+        """The report of what `dataclasses.asdict` made of one."""
+        slots = {unit: tuple(counts) for unit, counts in fields["slots"].items()}
+        regions = tuple(schedule.Region(**region) for region in fields["regions"])
+        return cls(**fields | {"slots": slots, "regions": regions})
 
     def region(self, ordinal: int) -> schedule.Region:
         """The region of that number."""

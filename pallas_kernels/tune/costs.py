@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import functools
-import importlib
 import math
 import multiprocessing
 import os
@@ -60,7 +59,7 @@ def static_costs(module: Any, family: str, shape: Any, configs: Sequence[Any], j
 
 def static_cost(module_name: str, family: str, shape: Any, config: Any) -> Cost:
     """The cost by static cycles of one candidate."""
-    module = importlib.import_module(module_name)
+    module = operations.load(module_name)
     try:
         function, structs = module.build(family, shape, config)
         compiled = aot.compile_for(operations.device_of(family), function, *structs)

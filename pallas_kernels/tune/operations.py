@@ -71,9 +71,14 @@ def _modules(package: types.ModuleType) -> list[Any]:
     found = []
     for entry in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         if entry.ispkg and any(inner.name == "tuning" for inner in pkgutil.iter_modules(_path(entry.name))):
-            found.append(importlib.import_module(f"{entry.name}.tuning"))
+            found.append(load(f"{entry.name}.tuning"))
     return found
 
 
+def load(module: str) -> Any:
+    """The module of that name, which is one that `find` came upon."""
+    return importlib.import_module(module)
+
+
 def _path(package: str) -> list[str]:
-    return list(importlib.import_module(package).__path__)
+    return list(load(package).__path__)

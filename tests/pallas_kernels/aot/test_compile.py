@@ -82,3 +82,24 @@ def test_collectives_of_a_sharded_program(device):
     compiled = aot.compile_for(device, lambda x: x.sum(0), rows)
     assert "all-reduce" in compiled.text
     assert compiled.memory.arguments == 4 * SIZE**2 // 4
+
+
+def test_a_program_compiled_again_has_its_report():
+    first, again = (aot.compile_for("v5e", blocked_matmul, MATRIX, MATRIX) for _ in range(2))
+    assert first.kernels == again.kernels
+
+
+@pytest.mark.parametrize("device", ["v5e", "h200"])
+def test_what_the_compiler_said_is_read_back(device, tmp_path, monkeypatch):
+    monkeypatch.setenv(aot.CACHE, str(tmp_path))
+    monkeypatch.setattr(aot, "_known", {})
+
+    def function(x, w):
+        return blocked_matmul(x + 2, w) if device == "v5e" else x @ w
+
+    made = aot.compile_for(device, function, MATRIX, MATRIX)
+    (file,) = tmp_path.iterdir()
+    assert file.suffix == ".json"
+    monkeypatch.setattr(aot, "_known", {})
+    monkeypatch.setattr(aot, "_compile", None)
+    assert aot.compile_for(device, function, MATRIX, MATRIX) == made
