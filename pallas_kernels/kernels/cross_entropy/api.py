@@ -87,6 +87,7 @@ def linear_cross_entropy(
     """
     _check(x, w, labels, z_loss, label_mask, soft_cap, reduction, backend)
     chosen = dispatch.choose(backend, x.dtype, x.shape[-1], w.shape[0], config)
+    x, w, labels = (jnp.asarray(array) for array in (x, w, labels))
     if label_mask is not None:
         labels = jnp.where(label_mask, labels, -1)
     spec = _Spec(soft_cap, float(z_loss), chosen, config)

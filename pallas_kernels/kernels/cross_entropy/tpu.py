@@ -196,6 +196,7 @@ def gradients(
     stats = jnp.stack((jnp.where(counted, lse, jnp.inf), *factors, labels.astype(jnp.float32)), axis=1)
     logits, x, stats = (_padded(array, rows) for array in (logits, x, stats))
     blocks = pl.cdiv(vocabulary, columns)
+    cores = min(cores, blocks)  # a core without a block of its own would write over that of another
     per_core = pl.cdiv(blocks, cores)
 
     def block(core, step):
