@@ -7,6 +7,7 @@ Arrays in, arrays out; nothing but jax is imported. Each function takes `backend
 from pallas_kernels.errors import ArgumentError, UnsupportedError
 from pallas_kernels.kernels.attention import attention
 from pallas_kernels.kernels.cross_entropy import CrossEntropyAux, linear_cross_entropy
+from pallas_kernels.kernels.elementwise import rms_norm, rope, swiglu
 from pallas_kernels.kernels.grouped_matmul import grouped_matmul, grouped_matmul_transposed
 from pallas_kernels.kernels.moe import moe_mlp
 from pallas_kernels.kernels.routing import Routing, load_balancing_loss, route, router_z_loss
@@ -23,7 +24,10 @@ __all__ = [
     "linear_cross_entropy",
     "load_balancing_loss",
     "moe_mlp",
+    "rms_norm",
+    "rope",
     "route",
     "router_z_loss",
     "supported",
+    "swiglu",
 ]

@@ -4,6 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels import rope as apply_rope
+
+__all__ = ["apply_rope", "rope_frequencies", "rope_table"]
+
 
 def rope_frequencies(
     head_size: int,
@@ -52,32 +56,3 @@ def rope_table(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array
     """
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
-
-
-@jax.custom_vjp
-def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns the pairs (x[i], x[i + K/2]) by the angle of their position, in float32.
-
-    Args:
-      x: [B, T, H, K].
-      cos: [B, T, K / 2] float32, a constant: it gets no gradient.
-      sin: [B, T, K / 2] float32, likewise.
-
-    Returns:
-      [B, T, H, K] in the dtype of `x`.
-    """
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x.dtype)
-
-
-def _fwd(x, cos, sin):
-    return apply_rope(x, cos, sin), (cos, sin)
-
-
-def _bwd(residuals, dout):
-    cos, sin = residuals
-    return apply_rope(dout, cos, -sin), None, None  # a rotation's transpose turns the other way
-
-
-apply_rope.defvjp(_fwd, _bwd)

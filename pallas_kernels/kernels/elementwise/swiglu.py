@@ -1,0 +1,54 @@
+"""The gated activation of an MLP."""
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from pallas_kernels import partition
+from pallas_kernels.errors import ArgumentError
+from pallas_kernels.kernels.elementwise.checks import Backend, check_backend, check_floating
+
+OUT = "swiglu_out"  # name for remat policies
+
+
+def swiglu(gate: jax.Array, up: jax.Array, *, backend: Backend = "auto") -> jax.Array:
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202): silu(gate) * up, computed in float32.
+
+    The backward pass keeps `gate` and `up` only. The result is named "swiglu_out" for remat policies.
+
+    Args:
+      gate: any shape, the branch that goes through the activation.
+      up: the same shape.
+      backend: "auto" and "xla" are the same here.
+
+    Returns:
+      The same shape, in the dtype of `gate`.
+
+    Raises:
+      ArgumentError: shapes or dtypes that do not fit; it names the argument.
+      UnsupportedError: backend="pallas".
+    """
+    check_backend("swiglu", backend)
+    check_floating("swiglu", gate=gate, up=up)
+    if gate.shape != up.shape:
+        raise ArgumentError("swiglu", "up", f"has shape {up.shape}, gate has {gate.shape}", "give both the same")
+    return _swiglu(*partition.vary_alike(gate, up))
+
+
+@jax.custom_vjp
+def _swiglu(gate, up):
+    return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
+
+
+def _fwd(gate, up):
+    return checkpoint_name(_swiglu(gate, up), OUT), (gate, up)
+
+
+def _bwd(residuals, dout):
+    gate, up, dout = (x.astype(jnp.float32) for x in (*residuals, dout))
+    sigmoid = jax.nn.sigmoid(gate)
+    gradients = dout * up * sigmoid * (1 + gate * (1 - sigmoid)), dout * gate * sigmoid
+    return tuple(x.astype(like.dtype) for x, like in zip(gradients, residuals, strict=True))
+
+
+_swiglu.defvjp(_fwd, _bwd)
