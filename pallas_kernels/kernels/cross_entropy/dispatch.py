@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import tables, target
 from pallas_kernels.errors import ArgumentError, UnsupportedError
-from pallas_kernels.kernels.cross_entropy import tpu, xla
+from pallas_kernels.kernels.cross_entropy import xla
 from pallas_kernels.kernels.cross_entropy.chunks import Steps
 from pallas_kernels.kernels.cross_entropy.config import TpuConfig, XlaConfig
 
@@ -33,6 +33,8 @@ def unsupported(dtype, hidden: int, vocabulary: int) -> str | None:
     now = target.current()
     if now.platform != "tpu":
         return f"there is no kernel for {now.device_kind}, where XLA's products of whole chunks are as fast"
+    from pallas_kernels.kernels.cross_entropy import tpu  # late: it imports Mosaic
+
     if dtype not in (jnp.bfloat16, jnp.float32):
         return f"the kernels take bfloat16 and float32, not {jnp.dtype(dtype).name}"
     if hidden % 128:
@@ -52,6 +54,8 @@ def steps(
     if backend == "xla" or tokens == 0:
         chunk = config.chunk if config else xla.tokens_per_chunk(tokens, hidden, vocabulary)
         return xla.steps(soft_cap=soft_cap, chunk=chunk)
+    from pallas_kernels.kernels.cross_entropy import tpu
+
     now = target.current()
     if config is None:
         recorded = tables.lookup("cross_entropy", now.family, shape_class(hidden))
