@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         module = operations.find(options.operation)
-        family = _family(options.device)
+        family = _family(options.device, operations.families(module))
         shapes = module.shapes()
         if options.shape:
             operations.check("tune", "--shape", options.shape, shapes)
@@ -72,14 +72,15 @@ def _record(module: Any, family: str, shape: Any, best: tuple[Any, costs.Cost], 
         print(f"  kept for {family} {key}: its entry was measured; --force replaces it with a static one")
 
 
-def _family(asked: str | None) -> str:
-    families = operations.families()
+def _family(asked: str | None, families: Sequence[str]) -> str:
     if asked is not None:
         operations.check("tune", "--device", asked, families)
         return asked
     here = target.current().family
     if here not in families:
-        raise ArgumentError("tune", "--device", "is needed: there is no TPU or Hopper GPU here", ", ".join(families))
+        raise ArgumentError(
+            "tune", "--device", "is needed: no such device is here", f"choose one of {', '.join(families)}"
+        )
     return here
 
 

@@ -1,4 +1,4 @@
-"""The operations that can be tuned: each `pallas_kernels.kernels.<name>.tuning` module."""
+"""The operations that can be tuned: each `tuning` or `tuning_...` module in a folder of `pallas_kernels.kernels`."""
 
 import difflib
 import importlib
@@ -18,8 +18,9 @@ class Tuning(Protocol):
     """What a tuning module holds.
 
     It may also hold `cycles(report, shape, config) -> float`, the cycles on one core of what `build` gave as
-    `aot.compile_for` reports it, where the schedule alone does not tell how often a branch runs; and
-    `arguments(family, shape, config) -> list[jax.Array]`, where random numbers and zeros do not make a fair timing.
+    `aot.compile_for` reports it, where the schedule alone does not tell how often a branch runs;
+    `arguments(family, shape, config) -> list[jax.Array]`, where random numbers and zeros do not make a fair timing; and
+    `FAMILIES`, where its kernels are not for every one.
     """
 
     OPERATION: str  # the name of its table
@@ -43,9 +44,9 @@ def find(name: str, package: types.ModuleType = pallas_kernels.kernels) -> Tunin
     Raises:
       ArgumentError: there is none of that name.
     """
-    modules = {module.OPERATION: module for module in _modules(package)}
-    check("tune", "operation", name, modules)
-    return modules[name]
+    found = {module.OPERATION: module for module in modules(package)}
+    check("tune", "operation", name, found)
+    return found[name]
 
 
 def check(function: str, argument: str, name: str, known: Iterable[str]) -> None:
@@ -62,16 +63,22 @@ def device_of(family: str) -> str:
     return next(name for name, device in aot.DEVICES.items() if device.target.family == family)
 
 
-def families() -> list[str]:
-    """The families of devices that tables have entries for."""
-    return [device.target.family for device in aot.DEVICES.values()]
+def families(module: Any = None) -> list[str]:
+    """The families of devices that tables, or that of one operation, have entries for."""
+    return list(getattr(module, "FAMILIES", [device.target.family for device in aot.DEVICES.values()]))
 
 
-def _modules(package: types.ModuleType) -> list[Any]:
+def modules(package: types.ModuleType = pallas_kernels.kernels) -> list[Any]:
+    """All tuning modules; without those of Hopper where absl-py is missing, which Mosaic GPU needs."""
     found = []
     for entry in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        if entry.ispkg and any(inner.name == "tuning" for inner in pkgutil.iter_modules(_path(entry.name))):
-            found.append(load(f"{entry.name}.tuning"))
+        inner = pkgutil.iter_modules(_path(entry.name)) if entry.ispkg else ()
+        for name in (module.name for module in inner if module.name.split("_")[0] == "tuning"):
+            try:
+                found.append(load(f"{entry.name}.{name}"))
+            except ModuleNotFoundError as error:
+                if error.name != "absl":
+                    raise
     return found
 
 

@@ -1,21 +1,13 @@
 """The recorded block sizes: whole, of known devices, and configs that their operations take."""
 
-import importlib
 import importlib.resources
-import pkgutil
 
 import pytest
 
-import pallas_kernels.kernels
 from pallas_kernels import tables
 from pallas_kernels.tune import operations
 
 FILES = [file.name for file in importlib.resources.files(tables).iterdir() if file.name.endswith(".json")]
-TUNED = [
-    importlib.import_module(f"{entry.name}.tuning")
-    for entry in pkgutil.iter_modules(pallas_kernels.kernels.__path__, "pallas_kernels.kernels.")
-    if (importlib.resources.files(entry.name) / "tuning.py").is_file()
-]
 ENTRIES = [
     pytest.param(family, key, entry, id=f"{file.removesuffix('.json')}/{family}/{key}")
     for file in FILES
@@ -33,7 +25,7 @@ def test_entries_say_where_they_come_from(family, key, entry):
     assert "jax" in entry["versions"]
 
 
-@pytest.mark.parametrize("module", TUNED, ids=lambda module: module.OPERATION)
+@pytest.mark.parametrize("module", operations.modules(), ids=lambda module: module.OPERATION)
 def test_recorded_configs_are_found_and_built(module):
     """The config of a table has the fields of a candidate, and `build` takes it."""
     table = tables.load(module.OPERATION)

@@ -4,22 +4,27 @@
 `transposed_product`; the kernels' modules also `unsupported(depth, columns, dtype) -> str | None`.
 """
 
-import functools
-import importlib
+import types
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import partition, target
+from pallas_kernels import partition, tables, target
 from pallas_kernels.errors import ArgumentError, UnsupportedError
+from pallas_kernels.kernels.grouped_matmul import xla
 
 Backend = Literal["auto", "pallas", "xla"]
-MODULES = {"tpu": "tpu", "gpu": "hopper"}
+KERNELS = {"tpu": "tpu", "gpu": "hopper"}
+MEASURED = "hopper where measured"
 
 
 def choose(function: str, backend: Backend, depth: int, columns: int, dtype) -> str:
-    """The name of the implementation: "xla", "tpu" or "hopper".
+    """The implementation of a call: "xla", "tpu", "hopper", or "hopper where measured", which each product decides.
+
+    "auto" takes the kernels on TPUs. On Hopper, where nothing but a run tells how fast a kernel is, it takes one only
+    for shapes that the table of block sizes has with a time measured on a device, and else `xla`: blocks of rows in
+    one batched dense product, which trains at the speed of dense products less padding, unlike `lax.ragged_dot`.
 
     Raises:
       ArgumentError: no such backend.
@@ -31,7 +36,8 @@ def choose(function: str, backend: Backend, depth: int, columns: int, dtype) -> 
         return "xla"
     reason = unsupported(depth, columns, dtype)
     if reason is None:
-        return MODULES[target.current().platform]
+        kernels = KERNELS[target.current().platform]
+        return MEASURED if kernels == "hopper" and backend == "auto" else kernels
     if backend == "pallas":
         raise UnsupportedError(function, backend, reason)
     return "xla"
@@ -40,9 +46,15 @@ def choose(function: str, backend: Backend, depth: int, columns: int, dtype) -> 
 def unsupported(depth: int, columns: int, dtype) -> str | None:
     """Why the kernels of the current target do not take rows of `depth` and `columns`; None if they do."""
     device = target.current()
-    if device.platform not in MODULES or device.family == "other":
+    if device.platform not in KERNELS or device.family == "other":
         return f"there is no kernel for {device.device_kind}"
-    return _module(MODULES[device.platform]).unsupported(depth, columns, jnp.dtype(dtype))
+    try:
+        module = _module(KERNELS[device.platform])
+    except ModuleNotFoundError as error:
+        if error.name != "absl":
+            raise
+        return "absl-py is not installed, which Mosaic GPU needs"
+    return module.unsupported(depth, columns, jnp.dtype(dtype))
 
 
 def product(backend: str, x, w, group_sizes, *, rows=None, transpose_w=False, out_dtype=None, config=None) -> jax.Array:
@@ -70,24 +82,26 @@ def transposed_product(backend: str, x, y, group_sizes, *, rows=None, out_dtype=
 
 
 def _run(backend, name, divisible, arrays, dims, out_columns, group_sizes, rows, options) -> tuple[jax.Array, ...]:
-    function = getattr(_module(backend), name)
     given = () if rows is None else (rows,)
+    opaque = _implementation(backend, name, (*arrays, group_sizes), options) is not xla
 
     def local(*parts):
-        results = function(*parts[: len(arrays) + 1], rows=parts[-1] if given else None, **options)
+        own = parts[: len(arrays) + 1]
+        implementation = _implementation(backend, name, own, options) if opaque else xla
+        results = getattr(implementation, name)(*own, rows=parts[-1] if given else None, **options)
         return results if isinstance(results, tuple) else (results,)
 
     out_rows = "r" if given else "m"
     out_dims = ("e k n",) if out_columns is None else tuple(f"{out_rows} {label}" for label in out_columns)
     return partition.divided(
-        local if backend != "xla" else _sequential(local),
+        local if opaque else _sequential(local),
         (*arrays, group_sizes, *given),
         (*dims, "e", *(["r"] if given else [])),
         out_dims,
         divisible=divisible,
         batch="",
         name="grouped_matmul",
-        opaque=backend != "xla",
+        opaque=opaque,
     )
 
 
@@ -96,7 +110,31 @@ def _sequential(function):
     return jax.custom_batching.sequential_vmap(function)
 
 
-@functools.cache
-def _module(backend: str):
-    """Imported when first used: Mosaic GPU needs absl-py, which jax alone does not bring."""
-    return importlib.import_module(f"pallas_kernels.kernels.grouped_matmul.{backend}")
+def _implementation(backend: str, name: str, arrays, options) -> types.ModuleType:
+    """The module for one product: of whole arrays, or of one device's part of them, whose sizes are others."""
+    if backend != MEASURED:
+        return _module(backend)
+    x, second, *_, group_sizes = arrays
+    transpose_w = options.get("transpose_w", False)
+    if name == "transposed_product":
+        kind, columns = "dw", second.shape[1]
+    else:
+        kind = "gated" if name == "gated_product" else "product_t" if transpose_w else "product"
+        columns = second.shape[1 if transpose_w else 2]
+    hopper = _module("hopper")
+    key = hopper.shape_class(kind, group_sizes.shape[0], x.shape[1], columns)
+    entry = tables.load(hopper.OPERATION).get(target.current().family, {}).get(key)
+    return hopper if entry and entry["source"] == "measured" else xla
+
+
+def _module(backend: str) -> types.ModuleType:
+    """Kernels are imported when first used: Pallas takes a while, and Mosaic GPU needs absl-py, which jax does not."""
+    if backend == "tpu":
+        from pallas_kernels.kernels.grouped_matmul import tpu
+
+        return tpu
+    if backend == "hopper":
+        from pallas_kernels.kernels.grouped_matmul import hopper
+
+        return hopper
+    return xla

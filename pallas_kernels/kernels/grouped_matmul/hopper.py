@@ -94,12 +94,12 @@ def shape_class(kind: str, groups: int, k: int, n: int) -> str:
     return f"{kind}/groups{groups}/{k}x{n}"
 
 
-def fits(config: Config | TransposedConfig, dtype: jax.typing.DTypeLike, weights: int = 1) -> bool:
+def fits(config: Config | TransposedConfig, weights: int = 1) -> bool:
     """Whether the block sizes fit into shared memory and registers; `weights` is 2 for `gated_product`."""
     if isinstance(config, TransposedConfig):
-        used, sums = config.shared_memory(dtype), config.tile_k * config.tile_n
+        used, sums = config.shared_memory(), config.tile_k * config.tile_n
     else:
-        used, sums = config.shared_memory(dtype, weights), config.tile_m * config.tile_n * weights
+        used, sums = config.shared_memory(weights), config.tile_m * config.tile_n * weights
     return used <= hopper_memory.LIMIT and sums <= ACCUMULATORS
 
 
@@ -111,7 +111,7 @@ def _products(x, weights, group_sizes, rows, transpose_w, keep, out_dtype, confi
         recorded = tables.lookup(OPERATION, current().family, shape_class(kind, group_sizes.shape[0], k, n))
         tiles = [tile for tile in TILES if tile * len(weights) <= TILES[0]]
         config = Config(**recorded) if recorded else Config(tile_n=_widest(n, tiles))
-    _check("grouped_matmul", x, {"depth": (k, config.tile_k), "columns": (n, config.tile_n)})
+    _check("grouped_matmul", x, {"depth": (k, hopper_memory.columns(x.dtype)), "columns": (n, config.tile_n)})
     outs = hopper_forward.forward(
         _pad_rows(x, max(x.shape[0], config.tile_m)),
         weights,

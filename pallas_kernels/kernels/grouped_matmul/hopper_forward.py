@@ -1,7 +1,6 @@
 """Grouped matmul on Hopper: x [M, K] by the weights of each row's group."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -25,20 +24,18 @@ class Config:
     Attributes:
       tile_m: rows of an output tile, 128 or 256, divided between two warpgroups.
       tile_n: its columns; with "swiglu" these many of the gate and of the up projection.
-      tile_k: depth of one step, 64 or 128.
-      stages: steps of operands in shared memory.
+      stages: steps of operands in shared memory, each 128 bytes deep.
       band: row tiles that share the columns of the weights while these are in L2.
     """
 
     tile_m: int = 128
     tile_n: int = 256
-    tile_k: int = 64
     stages: int = 4
     band: int = 8
 
-    def shared_memory(self, dtype: jax.typing.DTypeLike, weights: int) -> int:
+    def shared_memory(self, weights: int) -> int:
         """Bytes that a block takes; `weights` is 2 for "swiglu"."""
-        step = self.tile_k * (self.tile_m + weights * self.tile_n) * jnp.dtype(dtype).itemsize
+        step = memory.SWIZZLE * (self.tile_m + weights * self.tile_n)
         return self.stages * step + OUT_SLOTS * self.tile_m * memory.SWIZZLE + memory.OTHER
 
 
@@ -56,28 +53,26 @@ def forward(
 
     Two weights, gate and up, give silu(x gate) * (x up), and with `keep` also x gate and x up.
     """
-    rows, depth = x.shape
+    rows = x.shape[0]
     out_columns = weights[0].shape[1 if transpose_w else 2]
     tiles, counts = schedule.row_tiles(group_sizes, rows, config.tile_m)
     column_tiles = out_columns // config.tile_n
     blocks = min(target.current().cores, tiles.shape[0] * column_tiles)
-    out_columns_slot = memory.columns(out_dtype)
-    weight_tile = (config.tile_n, config.tile_k) if transpose_w else (config.tile_k, config.tile_n)
-    out_slots = (CONSUMERS, OUT_SLOTS, config.tile_m // CONSUMERS, out_columns_slot)
-    assert config.tile_k == memory.columns(x.dtype)
-
+    tile_k = memory.columns(x.dtype)
+    x_tiles = (config.stages, config.tile_m, tile_k)
+    w_tiles = (config.stages, *((config.tile_n, tile_k) if transpose_w else (tile_k, config.tile_n)))
+    out_slots = (CONSUMERS, OUT_SLOTS, config.tile_m // CONSUMERS, memory.columns(out_dtype))
     out = partition.out_struct((rows, out_columns), out_dtype, x, *weights, group_sizes)
+
+    def grouped_matmul(*refs, **scratch):
+        _kernel(*refs, **scratch, config=config, blocks=blocks, column_tiles=column_tiles, transpose_w=transpose_w)
+
     kernel = plgpu.kernel(
-        functools.partial(
-            _kernel, config=config, blocks=blocks, depth=depth, column_tiles=column_tiles, transpose_w=transpose_w
-        ),
+        grouped_matmul,
         out_type=[out] * (1 + keep * len(weights)),
         scratch_types={
-            "x_smem": memory.views(
-                memory.tiled((config.stages, config.tile_m, config.tile_k), x.dtype),
-                memory.swizzled((config.stages, config.tile_m, config.tile_k), x.dtype),
-            ),
-            "w_smem": [memory.tiled((config.stages, *weight_tile), x.dtype) for _ in weights],
+            "x_smem": memory.views(memory.tiled(x_tiles, x.dtype), memory.swizzled(x_tiles, x.dtype)),
+            "w_smem": [memory.tiled(w_tiles, x.dtype) for _ in weights],
             "out_smem": memory.views(memory.swizzled(out_slots, out_dtype), memory.linear(out_slots, out_dtype)),
             "full": plgpu.Barrier(num_arrivals=1 + len(weights), num_barriers=config.stages),
             "empty": plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=config.stages),
@@ -91,12 +86,11 @@ def forward(
     return kernel(tiles, counts, x, *weights)
 
 
-def _kernel(
-    tiles, counts, x, *refs, x_smem, w_smem, out_smem, full, empty, config, blocks, depth, column_tiles, transpose_w
-):
+def _kernel(tiles, counts, x, *refs, x_smem, w_smem, out_smem, full, empty, config, blocks, column_tiles, transpose_w):
     weights, outs = refs[: len(w_smem)], refs[len(w_smem) :]
     x_tiled, x_copied = memory.unpack(x_smem, 2)
     out_whole, out_rows = memory.unpack(out_smem, 2)
+    tile_k = x_tiled.shape[-1]
     block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
     product_tiles, all_tiles = counts[0], counts[1]
     count = lax.div(all_tiles * column_tiles - block + (blocks - 1), jnp.int32(blocks))
@@ -104,7 +98,7 @@ def _kernel(
     def place(turn):
         """Row tile, column tile and depth steps of this block's tile number `turn`."""
         m, n = schedule.banded(block + turn * blocks, all_tiles, column_tiles, config.band)
-        steps = jnp.where(m < product_tiles, depth // config.tile_k, 0)
+        steps = jnp.where(m < product_tiles, x.shape[1] // tile_k, 0)
         return m, n, steps  # no steps after the last group: zeros
 
     def produce():
@@ -122,7 +116,7 @@ def _kernel(
                 def _():
                     plgpu.barrier_wait(empty.at[slot])
 
-                k_slice, n_slice = pl.ds(k * config.tile_k, config.tile_k), pl.ds(column, config.tile_n)
+                k_slice, n_slice = pl.ds(k * tile_k, tile_k), pl.ds(column, config.tile_n)
                 plgpu.copy_gmem_to_smem(x.at[pl.ds(row, config.tile_m), k_slice], x_copied.at[slot], full.at[slot])
                 for w, smem in zip(weights, w_smem, strict=True):
                     part = w.at[group, n_slice, k_slice] if transpose_w else w.at[group, k_slice, n_slice]

@@ -1,7 +1,6 @@
 """The gradient of the weights on Hopper: for each group its rows of x, transposed, times its rows of dy."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +35,9 @@ class Config:
     stages: int = 4
     band: int = 8
 
-    def shared_memory(self, dtype: jax.typing.DTypeLike) -> int:
-        """Bytes that a block takes."""
-        step = self.tile_m * (self.tile_k + self.tile_n) * jnp.dtype(dtype).itemsize
+    def shared_memory(self) -> int:
+        """Bytes that a block takes, for operands of 16 bits."""
+        step = 2 * self.tile_m * (self.tile_k + self.tile_n)
         return self.stages * step + OUT_SLOTS * self.tile_k * memory.SWIZZLE + memory.OTHER
 
 
@@ -51,8 +50,12 @@ def transposed(
     total = groups * (features // config.tile_k) * (out_columns // config.tile_n)
     blocks = min(target.current().cores, total)
     stage_rows = (config.stages, config.tile_m)
+
+    def grouped_matmul_transposed(*refs, **scratch):
+        _kernel(*refs, **scratch, config=config, blocks=blocks, total=total)
+
     kernel = plgpu.kernel(
-        functools.partial(_kernel, config=config, blocks=blocks, total=total),
+        grouped_matmul_transposed,
         out_type=partition.out_struct((groups, features, out_columns), out_dtype, x, dy, group_sizes),
         scratch_types={
             "x_smem": memory.tiled((*stage_rows, config.tile_k), x.dtype),

@@ -1,5 +1,7 @@
 """Grouped products on TPUs: functions of local arrays, called by the public ones."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -82,7 +84,11 @@ def transposed_product(
     groups, depth, columns = group_sizes.shape[0], x.shape[1], y.shape[1]
     if not x.shape[0]:
         return jnp.zeros((groups, depth, columns), out_dtype)
-    config = config or _recorded(TransposedConfig, "dw", groups, depth, columns) or _transposed_config(x, y)
+    if config is None:
+        config = _recorded(TransposedConfig, "dw", groups, depth, columns)
+        if config is None or config.vmem(depth, columns, x.dtype) > limit():
+            config = _transposed_config(x, y)
+        config = _no_more_rows(config, x.shape[0])
     return tpu_transposed.transposed(x, y, group_sizes, out_dtype=out_dtype, config=config, vmem_limit=limit())
 
 
@@ -104,7 +110,10 @@ def _products(x, weights, group_sizes, rows, transpose_w, keep, out_dtype, confi
     if config is None:
         kind = "gated" if len(weights) > 1 else "product_t" if transpose_w else "product"
         config = _recorded(Config, kind, group_sizes.shape[0], depth, columns)
-        config = config or _forward_config(depth, columns, x.dtype, len(weights), 3 if keep else 1)
+        sizes = (depth, columns, x.dtype, len(weights), 3 if keep else 1)
+        if config is None or config.vmem(*sizes) > limit():
+            config = _forward_config(*sizes)
+        config = _no_more_rows(config, x.shape[0])
     return tpu_forward.forward(
         x,
         weights,
@@ -126,26 +135,31 @@ def _forward_config(depth: int, columns: int, dtype, weights: int, outs: int) ->
     """The largest blocks that fit, with columns for every core; None if none fit."""
     for width in (1024, 512, 256, 128):
         for rows in (512, 256, 128):
-            config = Config(rows, min(rows, 256), _share_of_core(width, columns))
+            config = Config(rows, 128, _share_of_core(width, columns))
             if config.vmem(depth, columns, dtype, weights, outs) <= limit():
                 return config
     return None
 
 
 def _transposed_config(x: jax.Array, y: jax.Array) -> TransposedConfig:
-    """The largest blocks that fit, with columns for every core."""
+    """The largest blocks that fit, with a part of the depth for every core."""
     depth, columns = x.shape[1], y.shape[1]
-    for size in (1024, 512, 256):
-        config = TransposedConfig(512, 256, size, _share_of_core(size, columns))
+    for size in (2048, 1024, 512, 256):
+        config = TransposedConfig(512, 256, _share_of_core(size, depth), min(size, 1024))
         if config.vmem(depth, columns, x.dtype) <= limit():
-            return config
+            break
     return config
 
 
-def _share_of_core(width: int, columns: int) -> int:
-    """At most `width` columns, a multiple of 128, and few enough that every core gets a block."""
-    share = -(-columns // (current().cores * 128)) * 128
-    return min(width, share)
+def _no_more_rows(config, count: int):
+    """The config with blocks that end where few rows do."""
+    return dataclasses.replace(config, rows=min(config.rows, -(-count // config.part) * config.part))
+
+
+def _share_of_core(size: int, whole: int) -> int:
+    """At most `size`, a multiple of 128, and so much less than `whole` that every core gets a block."""
+    share = -(-whole // (current().cores * 128)) * 128
+    return min(size, share)
 
 
 def _take(x: jax.Array, rows: jax.Array | None) -> jax.Array:

@@ -11,8 +11,9 @@ from pallas_kernels.compiler import aot, static_cycles
 from pallas_kernels.kernels.grouped_matmul import tpu, tpu_schedule
 
 OPERATION = tpu.OPERATION
+FAMILIES = tuple(tpu.VMEM)
 STEP_CYCLES = 120  # of a step's bookkeeping, beside its product
-SLICES = {"v5p": 2}  # column blocks at least, where two cores share a program
+MATMUL_CYCLES = 4  # a core's matrix units finish one of the instructions that are counted every 4 cycles, at best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ def shapes() -> dict[str, Shape]:
     for groups, width, inner in ((64, 2048, 512), (64, 2048, 1024), (128, 2048, 768), (128, 4096, 1536)):
         for kind, depth, columns in (
             ("gated", width, inner),
+            ("product", width, inner),
             ("product", inner, width),
             ("product_t", inner, width),
             ("product_t", width, inner),
@@ -57,24 +59,27 @@ def shape_class(shape: Shape) -> str:
 
 
 def candidates(family: str, shape: Shape) -> list[tpu.Config] | list[tpu.TransposedConfig]:
-    """Blocks that fit into the memory of a core, with columns for each core."""
-    widths = sorted({min(width, -(-shape.columns // SLICES.get(family, 1))) for width in (384, 512, 1024)})
+    """Blocks that fit into the memory of a core, with a share of the work for each core."""
+    cores = static_cycles.CHIPS[family].cores
     if shape.kind == "dw":
+        depth = min(2048, shape.depth // cores)
         found = [
-            tpu.TransposedConfig(rows, part, min(depth, shape.depth), width)
-            for rows, part in ((512, 128), (512, 256), (1024, 256))
-            for depth in (1024, 2048)
-            for width in widths
+            tpu.TransposedConfig(rows, part, depth, min(width, shape.columns))
+            for width in (1024, 2048)
+            for rows, part in ((512, 256), (1024, 128), (1024, 256))
         ]
         sizes = [config.vmem(shape.depth, shape.columns, jnp.bfloat16) for config in found]
     else:
         found = [
-            tpu.Config(rows, part, width) for rows, part in ((512, 128), (512, 256), (256, 128)) for width in widths
+            tpu.Config(rows, 128, min(width, shape.columns // cores))
+            for width in (512, 1024, 2048)
+            for rows in (512, 1024)
         ]
         weights, outs = (2, 3) if shape.kind == "gated" else (1, 1)
         sizes = [config.vmem(shape.depth, shape.columns, jnp.bfloat16, weights, outs) for config in found]
     fitting = [config for config, size in zip(found, sizes, strict=True) if size <= tpu.VMEM[family]]
-    return list(dict.fromkeys(fitting))
+    widest = max(config.columns for config in fitting)
+    return list(dict.fromkeys(config for config in fitting if 2 * config.columns >= widest))
 
 
 def build(family: str, shape: Shape, config: tpu.Config | tpu.TransposedConfig):
@@ -111,16 +116,15 @@ def group_sizes(shape: Shape) -> np.ndarray:
 def cycles(compiled, shape: Shape, config: tpu.Config | tpu.TransposedConfig) -> float:
     """Cycles on one core, or those that moving the blocks takes where they are more.
 
-    Every step multiplies a whole block, or the parts of it in which its group has rows. libtpu gives the bundles of
-    these two branches, and cycles only of the kernel, which are more: they are divided in the ratio of the bundles.
+    Every step multiplies a whole block, or the parts of it in which its group has rows.
     """
     (kernel,) = (kernel for kernel in compiled.kernels if kernel.pallas)
     whole, parts, steps = work(shape, config.rows, config.part)
-    of_block, of_part = branch_cycles(kernel)
+    of_block, of_part, of_group = branch_cycles(kernel)
     slices = -(-shape.columns // config.columns)
-    heights = -(-shape.depth // config.depth) if shape.kind == "dw" else 1
+    heights, visits = (-(-shape.depth // config.depth), shape.groups) if shape.kind == "dw" else (1, 0)
     passes = slices * heights
-    compute = passes * (whole * of_block + parts * of_part + steps * STEP_CYCLES)
+    compute = passes * (whole * of_block + parts * of_part + visits * of_group + steps * STEP_CYCLES)
     chip = static_cycles.CHIPS[aot.DEVICES[compiled.device].target.family]
     divided = heights if shape.kind == "dw" else slices  # between the cores
     share = -(-divided // chip.cores) / divided
@@ -128,16 +132,23 @@ def cycles(compiled, shape: Shape, config: tpu.Config | tpu.TransposedConfig) ->
     return max(compute * share, moved / chip.bandwidth * chip.clock)
 
 
-def branch_cycles(kernel) -> tuple[float, float]:
-    """Cycles of the product of a block, and of that of a part, which is in a loop of its own."""
+def branch_cycles(kernel) -> tuple[float, float, float]:
+    """Cycles of the product of a block, of that of a part, and of what is done once for a group.
+
+    libtpu gives the bundles of these branches, and cycles only of a step that takes all of them. Waiting for the matrix
+    units is not in the bundles, but in the time that their instructions take at least: by the larger of both the
+    cycles of the step are divided between block and part.
+    """
     part = min(
         (region for region in kernel.regions if region.loop and region.matmuls), key=lambda region: region.cycles
     )
     rest = kernel.regions[0].matmuls - part.matmuls
     branches = [region for region in kernel.regions if region.conditional and part.matmuls < region.matmuls <= rest]
     block = max(branches, key=lambda region: (region.matmuls, -region.cycles))
-    scale = kernel.regions[0].cycles / (block.cycles + part.cycles)
-    return block.cycles * scale, part.cycles * scale
+    of_group = sum(region.cycles for region in kernel.branches(kernel.body or kernel.grid) if not region.matmuls)
+    of_block, of_part = (max(region.cycles, MATMUL_CYCLES * region.matmuls) for region in (block, part))
+    scale = (kernel.regions[0].cycles - of_group - STEP_CYCLES) / (of_block + of_part)
+    return of_block * scale, of_part * scale, of_group
 
 
 def work(shape: Shape, rows: int, part: int) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ from hopper_interpreter import hopper
 from pallas_kernels import target
 from pallas_kernels.errors import UnsupportedError
 from pallas_kernels.kernels.grouped_matmul import hopper as kernels
+from pallas_kernels.kernels.grouped_matmul import tuning_hopper
 
 
 def draw(*shape, dtype=jnp.float16, seed=0):
@@ -55,7 +56,15 @@ def test_local_sizes_are_checked():
 
 
 def test_default_tiles_fit():
-    assert kernels.fits(kernels.Config(), jnp.bfloat16)
-    assert not kernels.fits(kernels.Config(), jnp.bfloat16, weights=2)
-    assert kernels.fits(kernels.TransposedConfig(), jnp.bfloat16)
-    assert not kernels.fits(kernels.TransposedConfig(stages=5), jnp.bfloat16)
+    assert kernels.fits(kernels.Config())
+    assert not kernels.fits(kernels.Config(), weights=2)
+    assert kernels.fits(kernels.TransposedConfig())
+    assert not kernels.fits(kernels.TransposedConfig(stages=5))
+
+
+def test_candidates_fit_their_shapes():
+    for shape in tuning_hopper.shapes().values():
+        found = tuning_hopper.candidates("hopper", shape)
+        assert 3 <= len(found) <= 15
+        weights = 2 if shape.kind == "gated" else 1
+        assert all(kernels.fits(config, weights) and shape.columns % config.tile_n == 0 for config in found)

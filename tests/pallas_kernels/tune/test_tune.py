@@ -57,12 +57,23 @@ def test_names_are_found_and_wrong_ones_get_the_nearest():
 
 
 @pytest.mark.parametrize(
+    ("operation", "families"),
+    [("grouped_matmul_tpu", ["v5e", "v6e", "v5p", "tpu7x"]), ("grouped_matmul_hopper", ["hopper"])],
+)
+def test_an_operation_has_a_module_for_each_kind_of_device(operation, families, capsys):
+    assert operations.families(operations.find(operation)) == families
+    other = {"v5p", "hopper"}.difference(families).pop()
+    assert command.main([operation, "--device", other]) == 2
+    assert families[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["atention", "--device", "v5p"], "did you mean attention?"),
         (["attention", "--device", "v5"], "did you mean v5"),
         (["attention", "--device", "v5p", "--shape", "no such"], "--shape"),
-        (["attention"], "there is no TPU or Hopper GPU here"),
+        (["attention"], "no such device is here; choose one of v5e"),
         (["attention", "--device", "hopper"], "a GPU's cycles are not in its code"),
     ],
 )
@@ -95,7 +106,7 @@ def test_where_the_device_is_here_time_decides(tmp_path, monkeypatch, capsys):
     written = json.loads((tmp_path / "sleep.json").read_text())["v6e"]["any"]
     assert written["config"] == {"milliseconds": 1}
     assert (written["unit"], written["source"]) == ("us", "measured")
-    assert 1000 <= written["cost"] < 4000
+    assert 1000 <= written["cost"] < 100_000
     assert "ValueError: time does not run backwards" in capsys.readouterr().out
 
 
