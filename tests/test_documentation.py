@@ -43,3 +43,12 @@ def test_verbs_and_files_that_are_named_exist(page):
         assert verb in verbs, verb
     for file in re.findall(r"\b((?:configs|launch|benchmarks|tests)/[\w/]+\.(?:py|sh|json))\b", text):
         assert (ROOT / file).exists(), file
+
+
+def test_the_examples_of_the_kernels_page_run_one_after_another(capsys):
+    text = (ROOT / "docs" / "kernels.md").read_text()
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block, names)
+    assert capsys.readouterr().out.strip() in text
+    assert names["mixed"].shape == (512, 64)
