@@ -8,7 +8,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from pallas_kernels import target
-from pallas_kernels.kernels.attention import tpu, tpu_heads
+from pallas_kernels.kernels.attention import block_lists, tpu, tpu_heads, tpu_tiles
 from pallas_kernels.kernels.attention.spec import AttentionSpec
 
 SMALL = {"block_q": 128, "block_kv": 128, "tile_q": 128, "tile_kv": 128}
@@ -128,6 +128,21 @@ def test_units_share_blocks_of_key_heads(heads, groups, size, dtype, block, kv_b
         last = ((unit + 1) * units.q.block - 1) // units.ratio
         assert first // units.kv.block == last // units.kv.block == units.kv_block(unit)
         assert last - first + 1 == units.kv_heads
+
+
+@pytest.mark.parametrize("tile_q", [2, 4, 8])
+@pytest.mark.parametrize("tile_kv", [2, 4, 8])
+def test_tiles_of_a_diagonal_block_cover_what_is_visible_and_mask_what_is_not(tile_q, tile_kv):
+    covered, plain = np.zeros((8, 8), int), np.zeros((8, 8), bool)
+    found = tpu_tiles.tiles(block_lists.DIAGONAL, 8, 8, tile_q, tile_kv, False)
+    for tile in found:
+        covered[tile.queries, tile.keys] += 1
+        plain[tile.queries, tile.keys] |= not tile.masked
+    causal = np.tri(8, dtype=bool)
+    assert (covered[causal] == 1).all()
+    assert not plain[~causal].any()
+    assert all(causal[tile.queries, tile.keys].any() for tile in found)
+    assert all(t.masked for t in tpu_tiles.tiles(block_lists.DIAGONAL, 8, 8, tile_q, tile_kv, True))
 
 
 def test_what_is_not_supported_is_said():

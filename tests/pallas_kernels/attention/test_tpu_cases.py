@@ -101,6 +101,12 @@ def test_a_long_row_is_taken_in_spans_of_keys(monkeypatch):
     check((1, 200, 200, 2, 2, 128), spec(), positions=(ASCENDING[:, :200], SHUFFLED[:, :200]))
 
 
+@pytest.mark.parametrize(("tile_q", "tile_kv"), [(256, 128), (128, 256)])
+def test_tiles_that_are_not_square(tile_q, tile_kv):
+    sizes = {"block_q": 256, "block_kv": 256, "tile_q": tile_q, "tile_kv": tile_kv, "unroll": 2}
+    check((1, 300, 300, 2, 1, 128), spec(), sizes=sizes)
+
+
 def test_bfloat16_in_units_of_eight_heads():
     check((1, 256, 256, 16, 2, 128), spec(), dtype="bfloat16")
 
