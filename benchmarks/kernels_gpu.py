@@ -10,20 +10,25 @@ needs beside its arguments and results.
 
   python benchmarks/kernels_gpu.py --output benchmarks/results/kernels_gpu        on a Hopper GPU, some minutes
   python benchmarks/kernels_gpu.py --tiny                                         anywhere: does it run, are they right
+
+With --record the order of the backends of attention, by time, goes into the table that `backend="auto"` reads.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import datetime
 import functools
 import importlib
 import importlib.metadata
+import importlib.resources
 import importlib.util
 import json
 import os
 import pathlib
+import platform
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -34,13 +39,19 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import jax.numpy as jnp
+import kernels_gpu_checks as checks
 import numpy as np
 
 import pallas_kernels
+from pallas_kernels import tables, target
 from pallas_kernels.tune.costs import in_turns
 
-TOLERANCE = 0.02  # of the largest number of the reference, in bfloat16
-PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cudnn-cu13", "torch", "flash-attn", "numpy")
+PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cudnn-cu13", "torch", "flash-attn", "flash-attn-3", "numpy")
+FORWARD, BACKWARD = "attention forward", "attention backward"
+# TFLOP/s to reach, of ours, on one H200.
+AIMS = {FORWARD: 600, BACKWARD: 500, "grouped matmul": 500}
+SLOWER, SMALLER = 1.05, 0.1  # cross-entropy: the most time, and memory, of materialised logits
+OURS, CUDNN = "ours", "cudnn"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +61,18 @@ class Sizes:
     Attributes:
       tokens: of an attention call; its batch is tokens over length.
       heads: pairs of query and key heads.
+      documents: of equal length in each row of the packed case.
       rows: of grouped matmuls; (groups, inner, columns) of each.
       losses: (tokens, width, vocabulary) of cross-entropy.
+      rounds: of taking turns, each of `seconds`.
+      checked: length of the sequences that are compared with float64.
     """
 
     tokens: int = 16384
     lengths: tuple[int, ...] = (4096, 8192, 16384)
     heads: tuple[tuple[int, int], ...] = ((16, 16), (16, 2))
     head_size: int = 128
+    documents: int = 8
     rows: int = 131072
     experts: tuple[tuple[int, int, int], ...] = (
         (128, 2048, 768),
@@ -66,16 +81,23 @@ class Sizes:
         (128, 2048, 7168),
     )
     losses: tuple[tuple[int, int, int], ...] = ((8192, 2048, 151936), (4096, 4096, 151936), (32768, 4096, 151936))
+    rounds: int = 7
+    seconds: float = 0.05
+    checked: int = 512
 
 
 TINY = Sizes(
-    tokens=256,
-    lengths=(128, 256),
+    tokens=128,
+    lengths=(64,),
     heads=((4, 2),),
     head_size=64,
-    rows=512,
+    documents=2,
+    rows=256,
     experts=((4, 128, 64),),
     losses=((64, 32, 1000),),
+    rounds=2,
+    seconds=0.0,
+    checked=64,
 )
 
 
@@ -89,6 +111,8 @@ class Row:
     tflops: float | None = None
     temporary_mib: float | None = None
     problem: str = ""
+    aim: str = ""
+    met: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,117 +125,155 @@ class Attention:
     kv_heads: int
     size: int
     causal: bool
+    documents: int = 1
 
     @property
     def name(self) -> str:
         mask = "causal" if self.causal else "full"
-        return f"{self.batch} x {self.length}, {self.heads}/{self.kv_heads} heads of {self.size}, {mask}"
+        packed = f", {self.documents} documents a row" if self.documents > 1 else ""
+        return f"{self.batch} x {self.length}, {self.heads}/{self.kv_heads} heads of {self.size}, {mask}{packed}"
+
+    @property
+    def aimed(self) -> bool:
+        """Whether the aims are for this case."""
+        return self.causal and self.length == 4096 and self.documents == 1 and self.size == 128
 
     def flops(self, backward: bool) -> float:
         """Of two products forward, or of five backward."""
-        pairs = self.length**2 / (2 if self.causal else 1)
+        pairs = self.length**2 / self.documents / (2 if self.causal else 1)
         return (10 if backward else 4) * self.batch * self.heads * self.size * pairs
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Something to time, and the MiB it needs beside arguments and results, where known."""
+
+    call: Callable[[], Any]
+    temporary_mib: float | None = None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, prints and writes; returns 1 if an implementation of ours is wrong."""
+    """Measures, prints and writes; returns 1 if an implementation of ours is wrong, 2 if there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=pathlib.Path, help="name of the files to write, without .json or .md")
     parser.add_argument("--tiny", action="store_true", help="small shapes, on any device")
-    parser.add_argument("--only", default="", help="attention, grouped or loss")
+    parser.add_argument("--only", choices=("attention", "grouped", "loss"), help="one operation alone")
+    parser.add_argument("--record", action="store_true", help="write the order of the backends of attention")
     options = parser.parse_args(arguments)
+    if options.record and options.tiny:
+        parser.error("--record: times of tiny shapes say nothing")
+    if jax.default_backend() != "gpu" and not options.tiny:
+        print(f"kernels_gpu: no GPU here, jax runs on {jax.default_backend()}; --tiny runs anywhere", file=sys.stderr)
+        return 2
     sizes = TINY if options.tiny else Sizes()
-    parts = {"attention": attention_rows, "grouped": grouped_rows, "loss": loss_rows}
-    wrong = check_all(sizes)
-    rows: list[Row] = []
-    for name, part in parts.items():
-        if options.only in name:
-            rows += part(sizes)
-    record = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": str(datetime.date.today()),
-        "device": jax.devices()[0].device_kind,
-        "versions": versions(),
-        "wrong": wrong,
-        "rows": [dataclasses.asdict(row) for row in rows],
+    parts = {
+        "attention": (functools.partial(checks.attention, sizes.checked, foreign()), attention_rows),
+        "grouped": (checks.grouped_matmul, grouped_rows),
+        "loss": (checks.cross_entropy, loss_rows),
     }
+    chosen = [part for name, part in parts.items() if options.only in (None, name)]
+    checked = [check for check_all, _ in chosen for check in check_all()]
+    rows = [row for _, measure in chosen for row in measure(sizes)]
+    record = describe(arguments, checked, rows)
     print("\n" + markdown(record))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
         options.output.with_suffix(".md").write_text(markdown(record))
-    return 1 if any("ours" in line for line in wrong) else 0
+    if options.record:
+        write_table(rows, pathlib.Path(str(importlib.resources.files(tables))) / "attention_backend.json")
+    return 1 if any(check.right is False and check.implementation == OURS for check in checked) else 0
 
 
 # Attention
 
 
 def implementations(case: Attention) -> dict[str, Callable]:
-    """Functions of q, k and v in (batch, sequence, heads, head size), jax's and torch's."""
-    found: dict[str, Callable] = {
-        "ours": functools.partial(pallas_kernels.attention, causal=case.causal, backend="pallas"),
-        "cudnn": functools.partial(jax.nn.dot_product_attention, is_causal=case.causal, implementation="cudnn"),
-        "xla": functools.partial(pallas_kernels.attention, causal=case.causal, backend="xla"),
+    """By name, what compiles the forward pass, and both passes, for float32 NumPy q, k, v and gradient."""
+    packed = case.documents > 1
+    masks = {"segment_ids": checks.documents(case.batch, case.length, case.documents)} if packed else {}
+    of_backend = {
+        name: functools.partial(pallas_kernels.attention, causal=case.causal, backend=backend)
+        for name, backend in ((OURS, "pallas"), (CUDNN, "cudnn"), ("xla", "xla"))
     }
-    if installed("torch"):
-        found["torch sdpa"] = functools.partial(_torch_sdpa, case.causal)
-    if installed("flash_attn"):
-        flash = importlib.import_module("flash_attn").flash_attn_func
-        found["flash-attn"] = functools.partial(flash, causal=case.causal)
-    return found
+    if not packed:  # jax.nn has no segments: ours makes a mask of them
+        of_backend[CUDNN] = _cudnn(case.causal)
+    makers = {name: functools.partial(_jax_programs, function, masks) for name, function in of_backend.items()}
+    if not packed:
+        others = torch_functions()
+        makers |= {name: functools.partial(_torch_programs, f, case.causal) for name, f in others.items()}
+    return makers
+
+
+def _cudnn(causal: bool) -> Callable:
+    return functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn")
 
 
 def attention_rows(sizes: Sizes) -> list[Row]:
-    """Forward and backward pass at all lengths, heads and masks."""
-    rows = []
+    """Forward and backward pass at all lengths, heads and masks, and of packed documents."""
+    cases = []
     for heads, kv_heads in sizes.heads:
         for length in sizes.lengths:
-            for causal in (True, False):
-                case = Attention(sizes.tokens // length, length, heads, kv_heads, sizes.head_size, causal)
-                rows += _passes(case)
-    return rows
+            batch = sizes.tokens // length
+            cases += [Attention(batch, length, heads, kv_heads, sizes.head_size, causal) for causal in (True, False)]
+        shortest = Attention(sizes.tokens // sizes.lengths[0], sizes.lengths[0], heads, kv_heads, sizes.head_size, True)
+        cases.append(dataclasses.replace(shortest, documents=sizes.documents))
+    return [row for case in cases for row in _passes(case, sizes)]
 
 
-def _passes(case: Attention) -> list[Row]:
-    q, k, v, gradient = attention_arrays(case)
-    forward: dict[str, Callable] = {}
-    both: dict[str, Callable] = {}
+def _passes(case: Attention, sizes: Sizes) -> list[Row]:
+    arrays = checks.attention_arrays(case.batch, case.length, case.heads, case.kv_heads, case.size)
+    makers = {name: functools.partial(make, *arrays) for name, make in implementations(case).items()}
+    programs, failed = compiled(f"attention, {case.name}", makers)
+    forward, both = ([pair[i] for pair in programs.values()] for i in (0, 1))
+    times = medians([program.call for program in [*forward, *both]], sizes)
     rows = []
-    for name, function in implementations(case).items():
-        library = "torch" if name in ("torch sdpa", "flash-attn") else "jax"
-        try:
-            calls = (_torch_calls if library == "torch" else _jax_calls)(function, q, k, v, gradient)
-            for call in calls:
-                jax.block_until_ready(call())
-        except Exception as error:
-            rows.append(Row(f"attention, {case.name}", name, problem=first_line(error)))
-            continue
-        forward[name], both[name] = calls
-    times = dict(zip(forward, medians([*forward.values(), *both.values()]), strict=False))
-    times_both = dict(zip(both, medians(list(both.values())), strict=True)) if both else {}
-    for name in forward:
-        alone, whole = times[name], times_both[name]
-        rows.append(timed(f"attention forward, {case.name}", name, alone, case.flops(backward=False)))
-        rows.append(timed(f"attention backward, {case.name}", name, whole - alone, case.flops(backward=True)))
-    return show(rows)
+    for i, name in enumerate(programs):
+        alone, whole = times[i], times[len(forward) + i]
+        for kind, seconds, program in ((FORWARD, alone, forward[i]), (BACKWARD, whole - alone, both[i])):
+            row = timed(f"{kind}, {case.name}", name, seconds, case.flops(kind == BACKWARD), program)
+            rows.append(aimed(row, AIMS[kind]) if case.aimed else row)
+    return show(rows + failed)
 
 
-def attention_arrays(case: Attention) -> tuple[np.ndarray, ...]:
-    """q, k, v and the gradient of the output, float32."""
-    rng = np.random.default_rng(0)
-    shapes = [case.heads, case.kv_heads, case.kv_heads, case.heads]
-    return tuple(rng.standard_normal((case.batch, case.length, n, case.size), np.float32) for n in shapes)
-
-
-def _jax_calls(function: Callable, *arrays: np.ndarray) -> tuple[Callable, Callable]:
-    """The forward pass, and both passes."""
+def _jax_programs(function: Callable, masks: dict[str, np.ndarray], *arrays: np.ndarray) -> tuple[Program, Program]:
+    """Masks are arguments, too: what is made of them belongs to the time."""
     q, k, v, gradient = (jnp.asarray(array, jnp.bfloat16) for array in arrays)
+    masks = jax.tree.map(jnp.asarray, masks)
 
-    def both(q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array) -> Any:
-        out, vjp = jax.vjp(function, q, k, v)
-        return out, vjp(gradient)
+    def forward(q: jax.Array, k: jax.Array, v: jax.Array, masks: dict[str, jax.Array]) -> jax.Array:
+        return function(q, k, v, **masks)
 
-    return functools.partial(jax.jit(function), q, k, v), functools.partial(jax.jit(both), q, k, v, gradient)
+    def both(q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array, masks: dict[str, jax.Array]) -> Any:
+        out, pullback = jax.vjp(lambda *x: forward(*x, masks), q, k, v)
+        return out, pullback(gradient)
+
+    return program(forward, q, k, v, masks), program(both, q, k, v, gradient, masks)
+
+
+def torch_functions() -> dict[str, Callable]:
+    """Attention of torch and of packages for it, where installed: functions of causal, q, k and v."""
+    found: dict[str, Callable] = {}
+    if installed("torch"):
+        found["torch sdpa"] = _torch_sdpa
+    for name, module in (("flash-attn 2", "flash_attn"), ("flash-attn 3", "flash_attn_interface")):
+        if installed(module):
+            found[name] = functools.partial(_flash, module)
+    return found
+
+
+def _torch_sdpa(causal: bool, q: Any, k: Any, v: Any) -> Any:
+    """Scaled dot product attention of torch, which takes (batch, heads, sequence, head size)."""
+    torch = importlib.import_module("torch")
+    heads_first = [x.transpose(1, 2) for x in (q, k, v)]
+    grouped = q.shape[2] != k.shape[2]
+    out = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=causal, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+def _flash(module: str, causal: bool, q: Any, k: Any, v: Any) -> Any:
+    out = importlib.import_module(module).flash_attn_func(q, k, v, causal=causal)
+    return out[0] if isinstance(out, tuple) else out
 
 
 class _TorchResult:
@@ -227,7 +289,7 @@ class _TorchResult:
         return self
 
 
-def _torch_calls(function: Callable, *arrays: np.ndarray) -> tuple[Callable, Callable]:
+def _torch_programs(function: Callable, causal: bool, *arrays: np.ndarray) -> tuple[Program, Program]:
     torch = importlib.import_module("torch")
     place = "cuda" if torch.cuda.is_available() else "cpu"
     q, k, v, gradient = (torch.tensor(array, dtype=torch.bfloat16, device=place) for array in arrays)
@@ -235,22 +297,29 @@ def _torch_calls(function: Callable, *arrays: np.ndarray) -> tuple[Callable, Cal
 
     def forward() -> _TorchResult:
         with torch.no_grad():
-            return _TorchResult(function(*inputs))
+            return _TorchResult(function(causal, *inputs))
 
     def both() -> _TorchResult:
-        out = function(*inputs)
-        return _TorchResult((out, torch.autograd.grad(out, inputs, gradient)))
+        out = function(causal, *inputs)
+        return _TorchResult((out, *torch.autograd.grad(out, inputs, gradient)))
 
-    return forward, both
+    return Program(forward), Program(both)
 
 
-def _torch_sdpa(causal: bool, q: Any, k: Any, v: Any) -> Any:
-    """Scaled dot product attention of torch, which takes (batch, heads, sequence, head size)."""
-    torch = importlib.import_module("torch")
-    heads_first = [x.transpose(1, 2) for x in (q, k, v)]
-    grouped = q.shape[2] != k.shape[2]
-    out = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=causal, enable_gqa=grouped)
-    return out.transpose(1, 2)
+def foreign() -> dict[str, Callable]:
+    """What the checks compare beside our own: functions of causal, q, k, v and gradient."""
+
+    def run(maker: Callable, *arrays: Any) -> list[Any]:
+        result = maker(*arrays)[1].call()
+        if isinstance(result, _TorchResult):
+            return [x.detach().float().cpu().numpy() for x in result.block_until_ready().value]
+        return jax.tree.leaves(result)
+
+    def cudnn(causal: bool, *arrays: np.ndarray) -> tuple[Program, Program]:
+        return _jax_programs(_cudnn(causal), {}, *arrays)
+
+    others = {name: functools.partial(_torch_programs, function) for name, function in torch_functions().items()}
+    return {name: functools.partial(run, maker) for name, maker in {"jax.nn cudnn": cudnn, **others}.items()}
 
 
 # Grouped matmul
@@ -260,11 +329,12 @@ def grouped_rows(sizes: Sizes) -> list[Row]:
     """The product and the gradients of its rows and weights; group sizes as a nearly balanced router gives them."""
     rows = []
     for groups, inner, columns in sizes.experts:
-        x, w, dy, group_sizes = grouped_arrays(sizes.rows, groups, inner, columns)
         flops = 2.0 * sizes.rows * inner * columns
-        for kind, calls in grouped_calls(x, w, dy, group_sizes).items():
+        for kind, makers in grouped_programs(*grouped_arrays(sizes.rows, groups, inner, columns)).items():
             case = f"grouped matmul {kind}, {sizes.rows} rows, {groups} x {inner} x {columns}"
-            rows += compare(case, calls, flops)
+            found = compare(case, makers, flops, sizes)
+            aim = AIMS["grouped matmul"]
+            rows += [aimed(row, aim) if row.ms and sizes is not TINY else row for row in found]
     return rows
 
 
@@ -278,16 +348,17 @@ def grouped_arrays(rows: int, groups: int, inner: int, columns: int) -> tuple[ja
     return *arrays, jnp.asarray(sizes, jnp.int32)
 
 
-def grouped_calls(x: jax.Array, w: jax.Array, dy: jax.Array, sizes: jax.Array) -> dict[str, dict[str, Callable]]:
-    """Calls by product and implementation."""
+def grouped_programs(x: jax.Array, w: jax.Array, dy: jax.Array, sizes: jax.Array) -> dict[str, dict[str, Callable]]:
+    """What compiles each implementation, by product."""
     product, weights = pallas_kernels.grouped_matmul, pallas_kernels.grouped_matmul_transposed
-    calls: dict[str, dict[str, Callable]] = {"y": {}, "dx": {}, "dw": {}}
-    for name, backend in (("ours", "pallas"), ("xla", "xla")):
-        calls["y"][name] = jitted(functools.partial(product, backend=backend), x, w, sizes)
-        calls["dx"][name] = jitted(functools.partial(product, backend=backend, transpose_w=True), dy, w, sizes)
-        calls["dw"][name] = jitted(functools.partial(weights, backend=backend), x, dy, sizes)
-    calls["y"]["lax.ragged_dot"] = jitted(jax.lax.ragged_dot, x, w, sizes)
-    return calls
+    makers: dict[str, dict[str, Callable]] = {"y": {}, "dx": {}, "dw": {}}
+    for name, backend in ((OURS, "pallas"), ("xla", "xla")):
+        dx = functools.partial(product, backend=backend, transpose_w=True)
+        makers["y"][name] = functools.partial(program, functools.partial(product, backend=backend), x, w, sizes)
+        makers["dx"][name] = functools.partial(program, dx, dy, w, sizes)
+        makers["dw"][name] = functools.partial(program, functools.partial(weights, backend=backend), x, dy, sizes)
+    makers["y"]["lax.ragged_dot"] = functools.partial(program, jax.lax.ragged_dot, x, w, sizes)
+    return makers
 
 
 # Cross-entropy
@@ -297,27 +368,28 @@ def loss_rows(sizes: Sizes) -> list[Row]:
     """Loss and gradients, ours and with materialised logits, and the products alone."""
     rows = []
     for tokens, width, vocabulary in sizes.losses:
-        x, w, labels = loss_arrays(tokens, width, vocabulary)
+        arrays = checks.loss_arrays(tokens, width, vocabulary)
         functions = {
-            "ours": functools.partial(_ours, "auto"),
-            "ours, xla": functools.partial(_ours, "xla"),
-            "materialised": _materialised,
+            OURS: jax.value_and_grad(functools.partial(_ours, "auto"), (0, 1)),
+            "xla": jax.value_and_grad(functools.partial(_ours, "xla"), (0, 1)),
+            "materialised": jax.value_and_grad(_materialised, (0, 1)),
             "products alone": _products,
         }
-        calls = {
-            name: jitted(function if function is _products else jax.value_and_grad(function, (0, 1)), x, w, labels)
-            for name, function in functions.items()
-        }
-        rows += compare(f"cross-entropy, {tokens} x {width} x {vocabulary}", calls, 6.0 * tokens * width * vocabulary)
+        makers = {name: functools.partial(program, function, *arrays) for name, function in functions.items()}
+        case = f"cross-entropy, {tokens} x {width} x {vocabulary}"
+        found = compare(case, makers, 6.0 * tokens * width * vocabulary, sizes)
+        rows += found if sizes is TINY else beside_materialised(found)
     return rows
 
 
-def loss_arrays(tokens: int, width: int, vocabulary: int) -> tuple[jax.Array, ...]:
-    """Hidden states, head and labels."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (tokens, width), jnp.bfloat16)
-    w = jax.random.normal(keys[1], (vocabulary, width), jnp.bfloat16) * width**-0.5
-    return x, w.astype(jnp.bfloat16), jax.random.randint(keys[2], (tokens,), 0, vocabulary)
+def beside_materialised(rows: list[Row]) -> list[Row]:
+    """Rows of one case of cross-entropy, ours with what it should reach."""
+    by_name = {row.implementation: row for row in rows if row.ms}
+    if {OURS, "materialised"} <= set(by_name):
+        ours, whole = by_name[OURS], by_name["materialised"]
+        ours.aim = f"{SLOWER} x time, {SMALLER} x memory of materialised"
+        ours.met = ours.ms <= SLOWER * whole.ms and ours.temporary_mib <= SMALLER * whole.temporary_mib
+    return rows
 
 
 def _ours(backend: str, x: jax.Array, w: jax.Array, labels: jax.Array) -> jax.Array:
@@ -337,138 +409,53 @@ def _products(x: jax.Array, w: jax.Array, labels: jax.Array) -> Any:
     return logits @ w, logits.T @ x
 
 
-# Right or wrong
-
-
-def check_all(sizes: Sizes) -> list[str]:
-    """Compares all implementations with float64 NumPy on small arrays; a line for each that is wrong."""
-    wrong = []
-    for causal in (True, False):
-        case = Attention(1, 512 if sizes is not TINY else 64, 4, 2, sizes.head_size, causal)
-        arrays = [np.asarray(jnp.asarray(array, jnp.bfloat16), np.float64) for array in attention_arrays(case)]
-        expected = attention_float64(causal, *arrays)
-        for name, function in implementations(case).items():
-            calls = _torch_calls if name in ("torch sdpa", "flash-attn") else _jax_calls
-            try:
-                result = calls(function, *(array.astype(np.float32) for array in arrays))[1]()
-            except Exception as error:
-                print(f"{name:14} not checked, {case.name}: {first_line(error)}")
-                continue
-            out, gradients = result.value if isinstance(result, _TorchResult) else result
-            wrong += verdict(f"{name}, attention, {case.name}", (out, *gradients), expected)
-    x, w, dy, group_sizes = grouped_arrays(640, 5, sizes.head_size, sizes.head_size)
-    products = grouped_float64(*(np.asarray(array, np.float64) for array in (x, w, dy)), np.asarray(group_sizes))
-    # The columns of the result are as wide as its inner axis, so that `w` serves both directions.
-    for kind, calls in grouped_calls(x, w, dy, group_sizes).items():
-        for name, call in calls.items():
-            try:
-                found = call()
-            except Exception as error:
-                print(f"{name:14} not checked, grouped matmul {kind}: {first_line(error)}")
-                continue
-            wrong += verdict(f"{name}, grouped matmul {kind}", (found,), (products[kind],))
-    x, w, labels = loss_arrays(192, 64, 1000)
-    expected = loss_float64(np.asarray(x, np.float64), np.asarray(w, np.float64), np.asarray(labels))
-    loss, gradients = jax.value_and_grad(functools.partial(_ours, "auto"), (0, 1))(x, w, labels)
-    return wrong + verdict("ours, cross-entropy", (loss, *gradients), expected)
-
-
-def verdict(name: str, found: Sequence[Any], expected: Sequence[np.ndarray]) -> list[str]:
-    """Prints the largest error over the largest number of each array; a line if one is too large."""
-    errors = []
-    for one, right in zip(found, expected, strict=True):
-        one = one.detach().float().cpu().numpy() if hasattr(one, "detach") else np.asarray(one, np.float64)
-        errors.append(float(np.max(np.abs(one - right)) / np.max(np.abs(right))))
-    line = f"{name}: errors {', '.join(f'{error:.1e}' for error in errors)}"
-    bad = not all(error < TOLERANCE for error in errors)
-    print(f"{'WRONG' if bad else 'right'} {line}", flush=True)
-    return [line] if bad else []
-
-
-def attention_float64(causal: bool, q: np.ndarray, k: np.ndarray, v: np.ndarray, gradient: np.ndarray) -> tuple:
-    """Output and gradients of q, k and v."""
-    group, scale = q.shape[2] // k.shape[2], q.shape[3] ** -0.5
-    k_all, v_all = np.repeat(k, group, 2), np.repeat(v, group, 2)
-    scores = np.einsum("bthd,bshd->bhts", q, k_all) * scale
-    if causal:
-        scores = np.where(np.tri(q.shape[1], dtype=bool), scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    d_weights = np.einsum("bthd,bshd->bhts", gradient, v_all)
-    d_scores = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True)) * scale
-    dk = np.einsum("bhts,bthd->bshd", d_scores, q)
-    dv = np.einsum("bhts,bthd->bshd", weights, gradient)
-    by_group = (*k.shape[:3], group, k.shape[3])
-    return (
-        np.einsum("bhts,bshd->bthd", weights, v_all),
-        np.einsum("bhts,bshd->bthd", d_scores, k_all),
-        dk.reshape(by_group).sum(3),
-        dv.reshape(by_group).sum(3),
-    )
-
-
-def grouped_float64(x: np.ndarray, w: np.ndarray, dy: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """The product and its gradients."""
-    group = np.repeat(np.arange(len(sizes)), sizes)
-    of_group = [group == index for index in range(len(sizes))]
-    return {
-        "y": np.einsum("mk,mkn->mn", x, w[group]),
-        "dx": np.einsum("mn,mkn->mk", dy, w[group]),
-        "dw": np.stack([x[rows].T @ dy[rows] for rows in of_group]),
-    }
-
-
-def loss_float64(x: np.ndarray, w: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Mean loss, and the gradients of x and w."""
-    logits = x @ w.T
-    largest = logits.max(1, keepdims=True)
-    lse = np.log(np.exp(logits - largest).sum(1, keepdims=True)) + largest
-    rows = np.arange(len(labels))
-    d_logits = np.exp(logits - lse)
-    d_logits[rows, labels] -= 1
-    d_logits /= len(labels)
-    return np.asarray((lse[:, 0] - logits[rows, labels]).mean()), d_logits @ w, d_logits.T @ x
-
-
 # Times and tables
 
 
-def compare(case: str, calls: dict[str, Callable], flops: float) -> list[Row]:
-    """Rows of calls that take turns; those that fail get a row that says why."""
-    rows, good = [], {}
-    for name, call in calls.items():
+def program(function: Callable, *arrays: Any) -> Program:
+    """The function, compiled for its arguments, arrays or trees of them."""
+    executable = jax.jit(function).lower(*arrays).compile()
+    return Program(functools.partial(executable, *arrays), executable.memory_analysis().temp_size_in_bytes / 2**20)
+
+
+def compiled(case: str, makers: dict[str, Callable]) -> tuple[dict[str, Any], list[Row]]:
+    """What was made, and has run once, by name; and rows that say what failed."""
+    good, failed = {}, []
+    for name, make in makers.items():
         try:
-            jax.block_until_ready(call())
-            good[name] = call
-        except Exception as error:
-            rows.append(Row(case, name, problem=first_line(error)))
-    for (name, call), seconds in zip(good.items(), medians(list(good.values())), strict=True):
-        row = timed(case, name, seconds, flops)
-        row.temporary_mib = temporary(call)
-        rows.append(row)
-    return show(rows)
+            made = make()
+            jax.block_until_ready([each.call() for each in (made if isinstance(made, tuple) else (made,))])
+            good[name] = made
+        except Exception as error:  # whatever a compiler, a library or the memory has against a case
+            failed.append(Row(case, name, problem=checks.first_line(error)))
+    return good, failed
 
 
-def jitted(function: Callable, *arrays: jax.Array) -> Callable:
-    """A call without arguments of the compiled function."""
-    return functools.partial(jax.jit(function), *arrays)
+def compare(case: str, makers: dict[str, Callable], flops: float, sizes: Sizes) -> list[Row]:
+    """Rows of programs that take turns; those that fail get a row that says why."""
+    good, failed = compiled(case, makers)
+    times = medians([each.call for each in good.values()], sizes)
+    rows = [timed(case, name, seconds, flops, good[name]) for name, seconds in zip(good, times, strict=True)]
+    return show(rows + failed)
 
 
-def temporary(call: functools.partial) -> float:
-    """MiB that the compiled program of a call needs beside arguments and results."""
-    return call.func.lower(*call.args).compile().memory_analysis().temp_size_in_bytes / 2**20
-
-
-def medians(calls: Sequence[Callable]) -> list[float]:
+def medians(calls: Sequence[Callable], sizes: Sizes) -> list[float]:
     """Seconds of each call, which take turns."""
-    return [statistics.median(rounds) for rounds in in_turns(calls)]
+    return [statistics.median(rounds) for rounds in in_turns(calls, sizes.rounds, sizes.seconds)]
 
 
-def timed(case: str, name: str, seconds: float, flops: float) -> Row:
+def timed(case: str, name: str, seconds: float, flops: float, made: Program) -> Row:
     """A row with its time and rate."""
     if seconds <= 0:  # a difference of two times within their noise
         return Row(case, name, problem="too short to measure")
-    return Row(case, name, ms=seconds * 1e3, tflops=flops / seconds / 1e12)
+    return Row(case, name, seconds * 1e3, flops / seconds / 1e12, made.temporary_mib)
+
+
+def aimed(row: Row, tflops: float) -> Row:
+    """The row, if it is ours with what it should reach."""
+    if row.implementation != OURS or row.ms is None:
+        return row
+    return dataclasses.replace(row, aim=f"{tflops} TFLOP/s", met=row.tflops >= tflops)
 
 
 def show(rows: list[Row]) -> list[Row]:
@@ -479,46 +466,92 @@ def show(rows: list[Row]) -> list[Row]:
     return rows
 
 
+def describe(arguments: Sequence[str] | None, checked: list[checks.Check], rows: list[Row]) -> dict[str, Any]:
+    """All that is written down."""
+    device = jax.devices()[0]
+    return {
+        "command": " ".join(["python benchmarks/kernels_gpu.py", *(sys.argv[1:] if arguments is None else arguments)]),
+        "date": str(datetime.date.today()),
+        "device": device.device_kind,
+        "driver": device.client.platform_version.replace("\n", " "),
+        "host": f"{platform.platform()}, {os.cpu_count()} processors",
+        "versions": versions(),
+        "checks": [dataclasses.asdict(check) for check in checked],
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+
+
 def markdown(record: dict[str, Any]) -> str:
     """The results as a page."""
-    versions_used = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    used = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    wrong = [check for check in record["checks"] if check["right"] is False]
+    counted = collections.Counter(check["implementation"] for check in record["checks"] if check["right"])
+    right = ", ".join(f"{name} {count}" for name, count in counted.items())
     lines = [
         "# Kernels on a GPU",
         "",
-        f"{record['date']}, {record['device']}; {versions_used}; `{record['command']}`.",
+        f"{record['date']}, {record['device']} ({record['driver']}; {record['host']}); {used}; `{record['command']}`.",
         "",
+        f"Cases that agree with float64 NumPy, outputs and gradients: {right or 'none'}.",
     ]
-    lines += [f"Wrong: {line}." for line in record["wrong"]] or ["All that ran agree with float64 NumPy."]
-    lines += ["", "| case | implementation | ms | TFLOP/s | temporary MiB |", "|---|---|---|---|---|"]
+    lines += [f"Wrong: {check['implementation']}, {check['name']}, errors {check['errors']}." for check in wrong]
+    lines += [
+        "",
+        "| case | implementation | ms | TFLOP/s | temporary MiB | aim, or why not |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in record["rows"]:
         if row["problem"]:
-            lines.append(f"| {row['case']} | {row['implementation']} | {row['problem'].replace('|', '/')} | | |")
+            lines.append(f"| {row['case']} | {row['implementation']} | | | | {row['problem'].replace('|', '/')} |")
             continue
         memory = "" if row["temporary_mib"] is None else f"{row['temporary_mib']:.0f}"
-        lines.append(f"| {row['case']} | {row['implementation']} | {row['ms']:.3f} | {row['tflops']:.1f} | {memory} |")
+        aim = f"{row['aim']}: {'reached' if row['met'] else 'missed'}" if row["aim"] else ""
+        numbers = f"{row['ms']:.3f} | {row['tflops']:.1f} | {memory} | {aim}"
+        lines.append(f"| {row['case']} | {row['implementation']} | {numbers} |")
     return "\n".join(lines) + "\n"
+
+
+def write_table(rows: list[Row], file: pathlib.Path) -> None:
+    """Records, for each kind of mask, the backends of attention by the time of both passes over all lengths."""
+    times: dict[str, dict[str, float]] = collections.defaultdict(lambda: collections.defaultdict(float))
+    for case in {row.case for row in rows if row.case.startswith((FORWARD, BACKWARD))}:
+        of_case = {row.implementation: row.ms for row in rows if row.case == case and row.ms}
+        if {OURS, CUDNN} <= set(of_case):
+            for name, backend in ((OURS, "pallas"), (CUDNN, "cudnn")):
+                times[kind_of(case)][backend] += of_case[name]
+    table = json.loads(file.read_text()) if file.exists() else {}
+    for kind, by_backend in times.items():
+        table.setdefault(target.current().family, {})[kind] = {
+            "config": {"order": sorted(by_backend, key=by_backend.get)},
+            "cost": min(by_backend.values()) * 1e3,
+            "unit": "us",
+            "source": "measured",
+            "versions": versions(),
+        }
+    file.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")
+
+
+def kind_of(case: str) -> str:
+    """The key of the table, from the name of a case of attention."""
+    size = case.split("heads of ")[1].split(",")[0]
+    mask = "causal" if "causal" in case else "full"
+    return f"head{size}/{mask}{'/packed' if 'documents' in case else ''}"
 
 
 def versions() -> dict[str, str]:
     """Of the packages that are installed."""
     found = {}
     for name in PACKAGES:
-        if importlib.util.find_spec(name.replace("-", "_")) or name.startswith(("jax-", "nvidia-")):
-            try:
-                found[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
     return found
 
 
 def installed(module: str) -> bool:
     """Whether a module can be imported."""
     return importlib.util.find_spec(module) is not None
-
-
-def first_line(error: Exception) -> str:
-    """Kind and first line of an error."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:160]
 
 
 if __name__ == "__main__":
