@@ -59,7 +59,7 @@ def shape_class(shape: Shape) -> str:
 
 
 def candidates(family: str, shape: Shape) -> list[tpu.Config] | list[tpu.TransposedConfig]:
-    """Blocks that fit into the memory of a core, with a share of the work for each core."""
+    """The widest blocks that fit into the memory of a core, with a share of the work for each core."""
     cores = static_cycles.CHIPS[family].cores
     if shape.kind == "dw":
         depth = min(2048, shape.depth // cores)
@@ -79,7 +79,7 @@ def candidates(family: str, shape: Shape) -> list[tpu.Config] | list[tpu.Transpo
         sizes = [config.vmem(shape.depth, shape.columns, jnp.bfloat16, weights, outs) for config in found]
     fitting = [config for config, size in zip(found, sizes, strict=True) if size <= tpu.VMEM[family]]
     widest = max(config.columns for config in fitting)
-    return list(dict.fromkeys(config for config in fitting if 2 * config.columns >= widest))
+    return list(dict.fromkeys(config for config in fitting if config.columns == widest))
 
 
 def build(family: str, shape: Shape, config: tpu.Config | tpu.TransposedConfig):
