@@ -5,10 +5,14 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from pallas_kernels import partition, target
 from pallas_kernels.errors import ArgumentError, UnsupportedError
 from pallas_kernels.kernels.routing import xla
 from pallas_kernels.kernels.routing.spec import RoutingSpec
+
+RESIDUALS = ("routing_experts", "routing_scores")  # names for remat policies
 
 
 class Routing(NamedTuple):
@@ -52,7 +56,7 @@ def route(
     Scores are softmax(logits) or sigmoid(logits) in float32; the k largest of scores + bias are chosen, equal ones by
     the lower index. `bias` shifts the choice alone, never the weights: it balances experts without an auxiliary loss
     (Wang et al. 2024, arXiv 2408.15664; DeepSeek-V3, arXiv 2412.19437). Gradients go from `weights` and `scores`
-    to `logits`.
+    to `logits`. Experts and their scores carry the names "routing_experts" and "routing_scores" for remat policies.
 
     With logits divided over a mesh, `jit` gives one order of all tokens; inside a `shard_map` each device has its own.
 
@@ -68,7 +72,8 @@ def route(
       scale: multiplies the weights.
       capacity: an expert takes this many assignments at most, in the order of tokens; later ones are dropped, and the
         weights of the others stay as they are. None drops nothing.
-      backend: "auto" and "xla" are the same: there is no kernel.
+      backend: "auto" takes the kernels on TPU, which need a multiple of 8 experts (of a group too), and XLA elsewhere;
+        "pallas" insists on the kernels.
       config: None; there is nothing to configure.
 
     Returns:
@@ -76,17 +81,14 @@ def route(
 
     Raises:
       ArgumentError: shapes, dtypes or values that do not fit together; it names the argument.
-      UnsupportedError: `backend` is "pallas".
+      UnsupportedError: backend="pallas" does not take this case.
     """
     _check(logits, top_k, score, bias, groups, threshold, capacity)
-    if backend not in ("auto", "pallas", "xla"):
-        raise ArgumentError("route", "backend", f"is {backend!r}", "choose auto, pallas or xla")
-    if backend == "pallas":
-        raise UnsupportedError("route", backend, "there is no routing kernel: XLA's operations were as fast")
     if config is not None:
         raise ArgumentError("route", "config", f"is {config!r}", "give None: nothing can be configured")
     spec = RoutingSpec(top_k, score, groups, threshold, normalize, scale, capacity)
-    return Routing(*_route(logits, bias, spec))
+    kernels = _choose(backend, *logits.shape, spec)
+    return Routing(*_route(*partition.vary_alike(logits, bias), spec, kernels))
 
 
 def _check(logits, top_k, score, bias, groups, threshold, capacity) -> None:
@@ -118,30 +120,68 @@ def _check(logits, top_k, score, bias, groups, threshold, capacity) -> None:
         raise ArgumentError("route", "capacity", f"is {capacity}", "give a positive number, or None")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _route(logits, bias, spec: RoutingSpec):
-    return _route_fwd(logits, bias, spec)[0]
+def _choose(backend, tokens, experts, spec) -> bool:
+    """Whether the kernels run."""
+    if backend not in ("auto", "pallas", "xla"):
+        raise ArgumentError("route", "backend", f"is {backend!r}", "choose auto, pallas or xla")
+    reason = _unsupported(tokens, experts, spec)
+    if backend == "pallas" and reason is not None:
+        raise UnsupportedError("route", backend, reason)
+    return backend != "xla" and reason is None
 
 
-def _route_fwd(logits, bias, spec: RoutingSpec):
+def _unsupported(tokens, experts, spec) -> str | None:
+    now = target.current()
+    if now.platform != "tpu":
+        return f"there is no routing kernel for {now.device_kind}"
+    from pallas_kernels.kernels.routing import tpu  # late: it imports Mosaic
+
+    return tpu.unsupported(tokens, experts, spec)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _route(logits, bias, spec: RoutingSpec, kernels: bool):
+    return _route_fwd(logits, bias, spec, kernels)[0]
+
+
+def _route_fwd(logits, bias, spec: RoutingSpec, kernels: bool):
     scores = xla.scores(logits, spec)
-    chosen = xla.select(scores, bias, spec)
-    weights = xla.weights(scores, chosen, spec)
-    experts, group_sizes, permutation, inverse = xla.sort(chosen, logits.shape[1], spec)
-    weights = jnp.where(experts < logits.shape[1], weights, 0.0)
-    return (experts, weights, group_sizes, permutation, inverse, scores), (logits, bias, chosen, experts)
+    if kernels:
+        chosen, mine, *sorted_ = _with_kernels(logits, bias, spec)
+    else:
+        chosen = xla.select(scores, bias, spec)
+        mine = xla.scores_of(scores, chosen)
+        sorted_ = xla.sort(chosen, logits.shape[1], spec)
+    experts, group_sizes, permutation, inverse = sorted_
+    experts, mine = (checkpoint_name(x, name) for x, name in zip((experts, mine), RESIDUALS, strict=True))
+    weights = jnp.where(experts < logits.shape[1], xla.weights(mine, spec), 0.0)
+    return (experts, weights, group_sizes, permutation, inverse, scores), (logits, bias, chosen, experts, mine)
 
 
-def _route_bwd(spec: RoutingSpec, residuals, gradients):
-    logits, bias, chosen, experts = residuals
+def _with_kernels(logits, bias, spec):
+    """(chosen, their scores, what `xla.sort` returns); the choice by device, the order of all tokens."""
+    from pallas_kernels.kernels.routing import tpu
+
+    select = functools.partial(tpu.select, spec=spec)
+    arrays = (logits,) if bias is None else (logits, bias)
+    options = {"name": "route", "opaque": True}
+    chosen, mine = partition.divided(
+        lambda *arrays: select(*arrays), arrays, ("n e", "e")[: len(arrays)], ("n k", "n k"),
+        divisible="n", batch="n", **options,
+    )  # fmt: skip
+    order = functools.partial(tpu.order, experts=logits.shape[1], spec=spec)
+    labels = ("n k", "e", "m", "m")
+    together = xla.undivided(chosen)
+    return chosen, mine, *partition.divided(order, (together,), ("n k",), labels, divisible="", batch="-", **options)
+
+
+def _route_bwd(spec: RoutingSpec, kernels: bool, residuals, gradients):
+    logits, bias, chosen, experts, mine = residuals
     dweights, dscores = gradients[1], gradients[5]
-
-    def outputs(logits):
-        scores = xla.scores(logits, spec)
-        return xla.weights(scores, chosen, spec), scores
-
     dweights = jnp.where(experts < logits.shape[1], dweights, 0.0)
-    dlogits = jax.vjp(outputs, logits)[1]((dweights, dscores))[0]
+    (dmine,) = jax.vjp(lambda mine: xla.weights(mine, spec), mine)[1](dweights)
+    dscores += xla.spread(dmine, chosen, logits.shape[1])
+    (dlogits,) = jax.vjp(lambda logits: xla.scores(logits, spec), logits)[1](dscores)
     return dlogits, None if bias is None else jnp.zeros_like(bias)
 
 

@@ -1,10 +1,11 @@
-"""Routing in XLA's operations. The sort is by counting: a place is an expert's first plus the earlier tokens there."""
+"""Routing in XLA's operations. Places are counted: an expert's first plus the earlier tokens of that expert."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
+from pallas_kernels import target
 from pallas_kernels.kernels.routing.spec import RoutingSpec
 
 
@@ -35,18 +36,27 @@ def _keep_groups(biased: jax.Array, number: int, kept: int) -> jax.Array:
     return jnp.where(keep[:, :, None], grouped, -jnp.inf).reshape(biased.shape)
 
 
-def weights(scores: jax.Array, chosen: jax.Array, spec: RoutingSpec) -> jax.Array:
+def scores_of(scores: jax.Array, chosen: jax.Array) -> jax.Array:
     """[N, k] float32: the scores of the chosen, 0 where there is none."""
-    mine = jnp.sum(jnp.where(_one_hot(chosen, scores.shape[1]), scores[:, None], 0.0), axis=-1)
+    return jnp.sum(jnp.where(_one_hot(chosen, scores.shape[1]), scores[:, None], 0.0), axis=-1)
+
+
+def weights(mine: jax.Array, spec: RoutingSpec) -> jax.Array:
+    """[N, k] float32, of the scores of the chosen."""
     if spec.normalize:
         total = jnp.sum(mine, axis=-1, keepdims=True)
         mine = mine / jnp.where(total > 0, total, 1.0)
     return mine * spec.scale
 
 
+def spread(dmine: jax.Array, chosen: jax.Array, experts: int) -> jax.Array:
+    """[N, E] float32, the gradient of the scores for that of the scores of the chosen."""
+    return jnp.sum(jnp.where(_one_hot(chosen, experts), dmine[..., None], 0.0), axis=1)
+
+
 def sort(chosen: jax.Array, experts: int, spec: RoutingSpec) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """(experts [N, k], group_sizes [E], permutation [N k], inverse [N k]); with a capacity, later ones go to E."""
-    chosen = _undivided(chosen)
+    chosen = undivided(chosen)
     routed = _one_hot(chosen, experts)
     mine = jnp.any(routed, axis=1).astype(jnp.int32)  # a token has an expert once at most
     before = jnp.cumsum(mine, axis=0) - mine
@@ -57,12 +67,24 @@ def sort(chosen: jax.Array, experts: int, spec: RoutingSpec) -> tuple[jax.Array,
         sizes = jnp.minimum(sizes, spec.capacity)
     starts = jnp.cumsum(sizes) - sizes
     first = jnp.sum(jnp.where(_one_hot(chosen, experts), starts, 0), axis=-1)
-    absent = (chosen == experts).astype(jnp.int32).reshape(-1)
+    inverse = with_absent((first + rank).reshape(-1), chosen, sizes)
+    return chosen, sizes, permutation(chosen, inverse, experts), inverse
+
+
+def with_absent(places: jax.Array, chosen: jax.Array, sizes: jax.Array) -> jax.Array:
+    """[N k]: those that have no expert come after all others."""
+    absent = (chosen == len(sizes)).astype(jnp.int32).reshape(-1)
     last = jnp.sum(sizes) + jnp.cumsum(absent) - absent
-    inverse = jnp.where(absent == 1, last, (first + rank).reshape(-1))
+    return jnp.where(absent == 1, last, places)
+
+
+def permutation(chosen: jax.Array, inverse: jax.Array, experts: int) -> jax.Array:
+    """[N k], what `inverse` undoes: scattered, or on TPU, where a scatter is serial, sorted by expert and number."""
     count = inverse.shape[0]
-    permutation = jnp.zeros(count, jnp.int32).at[inverse].set(lax.iota(jnp.int32, count), unique_indices=True)
-    return chosen, sizes, permutation, inverse
+    numbers, bits = lax.iota(jnp.int32, count), max(count - 1, 1).bit_length()
+    if target.current().platform != "tpu" or experts.bit_length() + bits > 31:
+        return jnp.zeros(count, jnp.int32).at[inverse].set(numbers, unique_indices=True)
+    return lax.sort((chosen.reshape(-1) << bits) | numbers, is_stable=False) & (2**bits - 1)
 
 
 def _one_hot(chosen: jax.Array, experts: int) -> jax.Array:
@@ -70,7 +92,7 @@ def _one_hot(chosen: jax.Array, experts: int) -> jax.Array:
     return chosen[..., None] == jnp.arange(experts, dtype=jnp.int32)
 
 
-def _undivided(x: jax.Array) -> jax.Array:
+def undivided(x: jax.Array) -> jax.Array:
     """On explicit mesh axes sums along tokens must be asked for on one device; a few bytes a token."""
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
         return x
