@@ -162,13 +162,13 @@ def _with_kernels(logits, bias, spec):
     """(chosen, their scores, what `xla.sort` returns); the choice by device, the order of all tokens."""
     from pallas_kernels.kernels.routing import tpu
 
-    select = functools.partial(tpu.select, spec=spec)
+    def select(*arrays):
+        return tpu.select(*arrays, spec=spec)
+
     arrays = (logits,) if bias is None else (logits, bias)
     options = {"name": "route", "opaque": True}
-    chosen, mine = partition.divided(
-        lambda *arrays: select(*arrays), arrays, ("n e", "e")[: len(arrays)], ("n k", "n k"),
-        divisible="n", batch="n", **options,
-    )  # fmt: skip
+    dims = ("n e", "e")[: len(arrays)]
+    chosen, mine = partition.divided(select, arrays, dims, ("n k", "n k"), divisible="n", batch="n", **options)
     order = functools.partial(tpu.order, experts=logits.shape[1], spec=spec)
     labels = ("n k", "e", "m", "m")
     together = xla.undivided(chosen)

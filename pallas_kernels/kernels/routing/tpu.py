@@ -111,9 +111,7 @@ def _keep_groups(values, number, kept):
     return jnp.concatenate(parts)
 
 
-def order(
-    chosen: jax.Array, *, experts: int, capacity: int | None
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def order(chosen: jax.Array, *, experts: int, spec: RoutingSpec) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """What `xla.sort` returns."""
     (tokens, top_k), capacity = chosen.shape, spec.capacity
     block = _block(tokens)
