@@ -47,9 +47,9 @@ class BackwardConfig:
     block_q: int = 1024
     block_kv: int = 1024
     tile_q: int = 256
-    tile_kv: int = 512
+    tile_kv: int = 128
     heads: int = 8
-    unroll: int = 1
+    unroll: int = 2
 
 
 def backward(

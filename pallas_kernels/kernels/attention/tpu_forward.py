@@ -45,10 +45,10 @@ class ForwardConfig:
 
     block_q: int = 1024
     block_kv: int = 1024
-    tile_q: int = 512
-    tile_kv: int = 512
+    tile_q: int = 128
+    tile_kv: int = 256
     heads: int = 8
-    unroll: int = 1
+    unroll: int = 2
 
 
 def forward(
