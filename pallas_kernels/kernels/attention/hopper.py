@@ -135,11 +135,15 @@ def backward(
 def shape_class(
     direction: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], spec: AttentionSpec, packed: bool
 ) -> str:
-    """The key of the table: "fwd/head128/causal/group8/4096"; the group is query heads to a key head."""
+    """The key of the table: "fwd/head128/causal/group8/4096"; the group is query heads to a key head.
+
+    Backward it ends with the rows of keys in the batch, "/rows8": how many blocks there are decides on `splits`.
+    """
     mask = "window" if spec.window is not None else "causal" if spec.causal else "full"
     length = 1 << (k_shape[1] - 1).bit_length()
     group = q_shape[2] // k_shape[2]
-    return f"{direction}/head{q_shape[3]}/{mask}{'-packed' if packed else ''}/group{group}/{length}"
+    rows = f"/rows{1 << (k_shape[0] * k_shape[2] - 1).bit_length()}" if direction == "bwd" else ""
+    return f"{direction}/head{q_shape[3]}/{mask}{'-packed' if packed else ''}/group{group}/{length}{rows}"
 
 
 def rule(direction: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], cores: int) -> Config:

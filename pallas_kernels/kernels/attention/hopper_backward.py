@@ -276,9 +276,11 @@ class _Worker:
 
         def run(scores, dp):
             # Sums that start from what would be subtracted afterwards keep registers free.
-            log_sum = device.columns(device.load_vector(smem["lse"].at[rows], reduced=0), shape)
+            def log_sum():
+                return device.columns(device.load_vector(smem["lse"].at[rows], reduced=0), shape)
+
             if device.linear(spec):
-                scores.set(log_sum * (-1 / factor))
+                scores.set(log_sum() * (-1 / factor))
             dp.set(-device.columns(device.load_vector(smem["delta"].at[rows], reduced=0), shape))
             scores.add(smem["k"].at[self.warpgroup], smem["q"].at[rows], transposed="b")
             if strip == 0:
@@ -286,9 +288,10 @@ class _Worker:
             dp.add(smem["v"].at[self.warpgroup], smem["dout"].at[rows], transposed="b")
             s = device.capped(scores.read(in_flight=1), spec)
             exponents = self.visible(s, index, strip) * factor
-            p = jnp.exp2(exponents if device.linear(spec) else exponents - log_sum)
+            p = jnp.exp2(exponents if device.linear(spec) else exponents - log_sum())
+            slope = device.uncapped(p, s, spec)  # now, so that `s` need not be kept while products run
             dv.add(p.astype(smem["dout"].dtype), smem["dout"].at[rows])
-            return device.uncapped(p * dp.read(in_flight=1), s, spec).astype(smem["q"].dtype)
+            return (slope * dp.read(in_flight=1)).astype(smem["q"].dtype)
 
         return device.accumulators(run, [shape, shape], self.imitations[:2], self.warpgroup)
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import target
-from pallas_kernels.kernels.attention import hopper, hopper_ranges
+from pallas_kernels import tables, target
+from pallas_kernels.kernels.attention import hopper, hopper_ranges, tuning_hopper
 from pallas_kernels.kernels.attention.spec import AttentionSpec
 
 BLOCKS = (16, 8)
@@ -110,3 +110,28 @@ def test_backward_divides_heads_where_blocks_are_few():
     for head_dim in hopper.HEAD_SIZES:
         for config in (hopper.ForwardConfig(), hopper.BackwardConfig()):
             assert config.shared_bytes(head_dim) < hopper.MOST_SHARED
+
+
+def test_the_tuner_offers_what_fits_and_the_kernels_find_what_it_records(monkeypatch):
+    shapes = tuning_hopper.shapes()
+    keys = {tuning_hopper.shape_class(shape) for shape in shapes.values()}
+    assert len(keys) == len(shapes) >= 10
+    assert {"fwd/head128/causal/group8/4096", "bwd/head128/causal/group8/4096/rows2"} <= keys
+    for name, shape in shapes.items():
+        configs = tuning_hopper.candidates("hopper", shape)
+        assert len(configs) >= 4
+        assert all(config.shared_bytes(shape.size) < hopper.MOST_SHARED for config in configs)
+        last = configs[-1]
+        monkeypatch.setattr(
+            tables,
+            "lookup",
+            lambda *key, want=tuning_hopper.shape_class(shape), last=last: (
+                vars(last) if key == ("attention_hopper", "hopper", want) else None
+            ),
+        )
+        _, structs = tuning_hopper.build("hopper", shape, last)
+        with target.compiling_for(target.H200):
+            found = hopper._config(
+                name[:3], type(last), structs[0].shape, structs[1].shape, shape.spec, shape.documents > 1
+            )
+        assert found == last
