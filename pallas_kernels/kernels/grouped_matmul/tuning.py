@@ -62,11 +62,10 @@ def candidates(family: str, shape: Shape) -> list[tpu.Config] | list[tpu.Transpo
     """The widest blocks that fit into the memory of a core, with a share of the work for each core."""
     cores = static_cycles.CHIPS[family].cores
     if shape.kind == "dw":
-        depth = min(2048, shape.depth // cores)
         found = [
-            tpu.TransposedConfig(rows, part, depth, min(width, shape.columns))
+            tpu.TransposedConfig(rows, part, min(depth, shape.depth // cores), min(width, shape.columns))
             for width in (1024, 2048)
-            for rows, part in ((512, 256), (1024, 128), (1024, 256))
+            for rows, part, depth in ((512, 256, 2048), (1024, 128, 2048), (1024, 256, 2048), (1024, 128, 1024))
         ]
         sizes = [config.vmem(shape.depth, shape.columns, jnp.bfloat16) for config in found]
     else:

@@ -10,6 +10,7 @@ import pytest
 from grouped_reference import KINDS, close, gated, gated_gradients, product, sizes, transposed
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pallas_kernels import target
 from pallas_kernels.errors import UnsupportedError
@@ -117,6 +118,33 @@ def test_vmap():
         close(y[i], product(x[i], w[i], group_sizes[i]))
 
 
+@pytest.mark.slow
+def test_columns_divided_over_an_explicit_axis():
+    x, w, _, _ = arrays()
+    group_sizes = sizes("some empty", GROUPS, ROWS)
+    mesh = jax.make_mesh((2,), ("model",), (AxisType.Explicit,))
+    with target.interpreting(target.TPU_V5P), jax.set_mesh(mesh):
+        divided = jax.device_put(w, NamedSharding(mesh, PartitionSpec(None, None, "model")))
+        f = functools.partial(grouped_matmul, backend="pallas", config=CONFIG)
+        y = jax.jit(f)(x, divided, jnp.asarray(group_sizes))
+    assert y.sharding.spec == PartitionSpec(None, "model")
+    close(y, product(x, w, group_sizes))
+
+
+@pytest.mark.slow
+def test_in_shard_map_each_device_has_its_own_groups():
+    x, w, _, _ = arrays()
+    group_sizes = np.concatenate([sizes("some empty", GROUPS, ROWS // 2, seed) for seed in range(2)])
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,))
+    rows = PartitionSpec("data")
+    f = functools.partial(grouped_matmul, backend="pallas", config=CONFIG)
+    specs = {"in_specs": (rows, PartitionSpec(), rows), "out_specs": rows, "check_vma": False}
+    with target.interpreting(target.TPU_V5P):  # whose interpreter does not know of varying axes
+        y = jax.jit(jax.shard_map(f, mesh=mesh, **specs))(x, w, group_sizes)
+    for i, part in enumerate((slice(0, ROWS // 2), slice(ROWS // 2, ROWS))):
+        close(y[part], product(x[part], w, group_sizes[GROUPS * i : GROUPS * (i + 1)]))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("visit_empty", [False, True])
 def test_steps_cover_every_row_once(kind, visit_empty):
@@ -140,6 +168,8 @@ def test_what_the_kernels_do_not_take():
     x, w, _, _ = arrays(jnp.float16)
     with target.compiling_for(target.TPU_V6E), pytest.raises(UnsupportedError, match="float16"):
         grouped_matmul(x, w, jnp.zeros(GROUPS, jnp.int32), backend="pallas")
+    with target.compiling_for(target.TPU_V6E):
+        assert not grouped_matmul(x, w, jnp.zeros(GROUPS, jnp.int32)).any()  # XLA's
     with target.compiling_for(target.TPU_V5P):
         assert "VMEM" in tpu.unsupported(400_000, 128, jnp.bfloat16)
         assert tpu.unsupported(7168, 2048, jnp.bfloat16) is None
