@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType, PartitionSpec
 
 from pallas_kernels import partition, target
 from pallas_kernels.errors import ArgumentError, UnsupportedError
@@ -170,9 +171,14 @@ def _with_kernels(logits, bias, spec):
     dims = ("n e", "e")[: len(arrays)]
     chosen, mine = partition.divided(select, arrays, dims, ("n k", "n k"), divisible="n", batch="n", **options)
     order = functools.partial(tpu.order, experts=logits.shape[1], spec=spec)
-    labels = ("n k", "e", "m", "m")
-    together = xla.undivided(chosen)
-    return chosen, mine, *partition.divided(order, (together,), ("n k",), labels, divisible="", batch="-", **options)
+
+    def of_all(chosen):
+        labels = ("n k", "e", "m", "m")
+        return partition.divided(order, (chosen,), ("n k",), labels, divisible="", batch="-", **options)
+
+    if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+        of_all = jax.shard_map(of_all, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+    return chosen, mine, *of_all(xla.undivided(chosen))
 
 
 def _route_bwd(spec: RoutingSpec, kernels: bool, residuals, gradients):
