@@ -13,7 +13,7 @@ Backend = Literal["auto", "pallas", "xla"]
 def check_backend(function: str, backend: str) -> None:
     """Raises unless `backend` is one that the function has."""
     if backend == "pallas":
-        raise UnsupportedError(function, backend, "XLA's own fusion moves no more bytes than a kernel would")
+        raise UnsupportedError(function, backend, "there is no kernel, XLA fuses it with what is around it")
     if backend not in ("auto", "xla"):
         raise ArgumentError(function, "backend", f"is {backend!r}", "choose auto or xla")
 
