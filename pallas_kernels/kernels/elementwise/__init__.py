@@ -1,7 +1,7 @@
 """RMSNorm, SwiGLU and rotary embeddings, in XLA with gradients of their own.
 
-Automatic differentiation would keep up to ten times the bytes for the backward pass. There is no Pallas kernel here: XLA
-moves the least bytes for SwiGLU, and fuses all of them with the products and sums around them, which a kernel prevents.
+Automatic differentiation would keep several times the bytes for the backward pass. There is no Pallas kernel: XLA
+moves the least bytes for SwiGLU, and fuses all of them with the sums and products around them, which a kernel prevents.
 """
 
 from pallas_kernels.kernels.elementwise.norm import rms_norm
