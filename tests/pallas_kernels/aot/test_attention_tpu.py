@@ -38,7 +38,7 @@ SMALL = {"length": 1024, "documents": 4}
 @pytest.mark.parametrize("backward", [False, True])
 def test_small_blocks_compile_without_copies(backward):
     shape = tuning.Shape(backward, **SMALL)
-    config = shape.kind(256, 256, 256, 256, 16)
+    config = shape.kind(256, 256, 256, 256, 16, unroll=1)
     program = compiled("v6e", shape, config)
     assert program.kernel("attention_").spills <= 400
     assert moves(program.text) == []
@@ -53,7 +53,7 @@ def test_recorded_sizes_compile(family, name):
     program = compiled(family, shape)
     assert program.kernel("attention_").spills <= SPILLS[family, name]
     found = moves(program.text)
-    if (family, name) == ("v5p", "bwd"):  # each core writes one of the two key heads; XLA puts them together
+    if name == "bwd":  # units of eight query heads write one key head each; XLA puts the two together
         found = [x for x in found if x != "bf16[1,4096,2,128]"]
     assert found == []
 
