@@ -31,7 +31,8 @@ class Config:
         """Bytes of the blocks, each held twice, and of the float32 sums."""
         width = min(self.columns, columns)
         blocks = self.rows * depth + weights * depth * width + outs * self.rows * width
-        return 2 * blocks * jnp.dtype(dtype).itemsize + 4 * weights * self.rows * width
+        sums = 3 if weights > 1 else 1  # of the gated product also the result
+        return 2 * blocks * jnp.dtype(dtype).itemsize + 4 * sums * self.rows * width
 
 
 def forward(

@@ -12,9 +12,9 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pallas_kernels import target
+from pallas_kernels import tables, target
 from pallas_kernels.errors import UnsupportedError
-from pallas_kernels.kernels.grouped_matmul import GroupedMatmulConfig, grouped_matmul, tpu, tpu_schedule
+from pallas_kernels.kernels.grouped_matmul import GroupedMatmulConfig, grouped_matmul, tpu, tpu_schedule, tuning
 
 SMALL = tpu.Config(rows=32, part=16, columns=128)
 SMALL_TRANSPOSED = tpu.TransposedConfig(rows=32, part=16, depth=128, columns=128)
@@ -173,3 +173,16 @@ def test_what_the_kernels_do_not_take():
     with target.compiling_for(target.TPU_V5P):
         assert "VMEM" in tpu.unsupported(400_000, 128, jnp.bfloat16)
         assert tpu.unsupported(7168, 2048, jnp.bfloat16) is None
+
+
+def test_recorded_blocks_fit():
+    """Those that do not would be passed over."""
+    for family, by_key in tables.load(tpu.OPERATION).items():
+        for shape in tuning.shapes().values():
+            entry = by_key.get(tuning.shape_class(shape))
+            if entry and shape.kind == "dw":
+                size = tpu.TransposedConfig(**entry["config"]).vmem(shape.depth, shape.columns, jnp.bfloat16)
+            elif entry:
+                arrays = (2, 3) if shape.kind == "gated" else (1, 1)
+                size = tpu.Config(**entry["config"]).vmem(shape.depth, shape.columns, jnp.bfloat16, *arrays)
+            assert not entry or size <= tpu.VMEM[family]
