@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
+from test_attention_tpu_kernels import SMALL, check, ids, spec
 from test_block_lists import check as check_list
 from test_block_lists import check_flags, make_list, make_spec
-from test_attention_tpu_kernels import SMALL, check, ids, spec
 
 from pallas_kernels import target
 from pallas_kernels.kernels.attention import tpu_backward
