@@ -217,7 +217,10 @@ def row(
         kernels = [kernel for kernel in kernels if candidate.runs(kernel) is not None]
         busy = sum(kernel.mxu(candidate.runs(kernel)) * kernel.model(candidate.runs(kernel)) for kernel in kernels)
         mxu = round(busy / cycles, 3)
-    seconds = cycles / static_cycles.CHIPS[device].clock
+    chip = static_cycles.CHIPS[device]
+    seconds = cycles / chip.clock
+    if flops > chip.flops * seconds:
+        raise ValueError(f"{device}, {case}, {implementation}: faster than the chip; a branch is counted too rarely")
     return Row(
         device=device,
         case=case,

@@ -103,7 +103,7 @@ class Candidate:
 SPLASH_FORWARD = ((1024, 1024, 256), (1024, 1024, 512))
 # And whether dQ comes from the kernel that makes dK and dV.
 SPLASH_BACKWARD = ((1024, 1024, 256, True), (1024, 1024, 512, True), (1024, 1024, 1024, False))
-MEGABLOX = ((512, 1024, 384), (512, 1024, 768), (512, 2048, 384), (512, 512, 1024))
+MEGABLOX = ((512, 1024, 384), (512, 1024, 768), (512, 2048, 384), (512, 512, 1024), (512, 1536, 512))
 
 
 def splash_forward(shape: Attention) -> list[Candidate]:
@@ -254,7 +254,7 @@ def _megablox_runs(
     grid = {kernel.grid.ordinal: outer * inner_tiles * visits}
     if kind == "dw":
         return grid | _first_work_last(kernel, outer * inner_tiles * shape.groups, outer * inner_tiles * visits)
-    branches = kernel.branches(kernel.grid, share=0.005)
+    branches = kernel.branches(kernel.body or kernel.grid, share=0.005)
     work = sorted((branch for branch in branches if branch.matmuls), key=lambda branch: branch.cycles)
     # The first tile along the inner axis zeroes the sums; the last, the longer branch, also writes them.
     runs = {branch.ordinal: outer * visits for branch in branches}
