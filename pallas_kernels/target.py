@@ -20,6 +20,9 @@ FAMILIES = {
     "NVIDIA GH200": "hopper",
 }
 
+# Bytes of vector memory of one TensorCore. How much of it a kernel asks for is said beside the kernel.
+VMEM = {"v5e": 128 * 2**20, "v5p": 64 * 2**20, "v6e": 128 * 2**20, "tpu7x": 64 * 2**20}
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -42,6 +45,12 @@ class Target:
         """ "v5e", "v5p", "v6e", "tpu7x", "hopper", or "other": the key of the tables of block sizes."""
         known = [name for name in FAMILIES if self.device_kind.startswith(name)]
         return FAMILIES[max(known, key=len)] if known else "other"
+
+    def lacks_kernels(self, *platforms: str) -> str | None:
+        """Why an operation with kernels for `platforms` has none here; None if it has one."""
+        if self.platform in platforms and self.family != "other":
+            return None
+        return f"there is no kernel for {self.device_kind}"
 
 
 TPU_V5E = Target("tpu", "TPU v5 lite")

@@ -45,6 +45,7 @@ def test_verbs_and_files_that_are_named_exist(page):
         assert (ROOT / file).exists(), file
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_kernels_page_run_one_after_another(capsys):
     text = (ROOT / "docs" / "kernels.md").read_text()
     names = {}

@@ -22,6 +22,7 @@ def test_without_a_gpu_one_line_says_so(capsys):
     assert err == "kernels_gpu: no GPU here, jax runs on cpu; --tiny runs anywhere\n"
 
 
+@pytest.mark.slow
 def test_tiny_shapes_are_checked_measured_and_written_down(tmp_path):
     assert kernels_gpu.main(["--tiny", "--only", "loss", "--output", str(tmp_path / "results" / "tiny")]) == 0
     record = json.loads((tmp_path / "results" / "tiny.json").read_text())
@@ -87,7 +88,7 @@ def test_flops_count_visible_pairs():
     assert packed.flops(backward=False) == case.flops(backward=False) / 8
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_all_of_it_runs_at_tiny_shapes(tmp_path):
     assert kernels_gpu.main(["--tiny", "--output", str(tmp_path / "tiny")]) == 0
     record = json.loads((tmp_path / "tiny.json").read_text())

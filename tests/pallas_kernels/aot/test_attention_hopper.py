@@ -63,7 +63,7 @@ def test_backward(head_dim):
     assert kernel.wgmma == strips * (2 * head_dim // 16 + 2 * 64 // 16) + 128 // 16
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("head_dim", hopper.HEAD_SIZES)
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_small_blocks_compile_without_copies(backward):
     assert tuning.cycles(program, shape, config) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", ["v5e", "v5p", "v6e", "tpu7x"])
 @pytest.mark.parametrize("name", ["fwd", "bwd"])
 def test_recorded_sizes_compile(family, name):
@@ -58,7 +58,7 @@ def test_recorded_sizes_compile(family, name):
     assert found == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", ["v5e", "v5p", "v6e", "tpu7x"])
 @pytest.mark.parametrize(
     "change",

@@ -52,21 +52,21 @@ def test_small_blocks_compile_for_v6e():
     assert program.kernel("cross_entropy_logits").spills + program.kernel("cross_entropy_gradients").spills <= 400
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_evaluation_holds_no_logits():
     program = aot.compile_for("v6e", forward, *structs(TOKENS))
     assert program.kernel("cross_entropy_logits").spills <= SPILLS["v6e"]
     assert program.memory.temporary < TOKENS * VOCABULARY * 4 / 100
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", ["v5e", "v5p", "v6e", "tpu7x"])
 def test_training_on_tpus(family):
     program = aot.compile_for(family, gradients, *structs(2048))
     assert max(program.kernel(f"cross_entropy_{name}").spills for name in ("logits", "gradients")) <= SPILLS[family]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_training_holds_the_logits_of_one_chunk():
     """Beside them the gradient of the head, in float32; in small blocks, which compile quickly."""
     tokens, config = 4 * TOKENS, TpuConfig(1024, 128, 128, 128, 128)
@@ -79,7 +79,7 @@ def test_training_holds_the_logits_of_one_chunk():
     assert held < 4 * tokens * VOCABULARY / 4
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_static_cycles_leave_little_beside_the_three_products():
     """On both cores of v5p, with the first sizes the tuner tries."""
     shape = tuning.shapes()["hidden2048"]

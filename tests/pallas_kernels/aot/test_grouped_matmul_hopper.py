@@ -8,7 +8,7 @@ from pallas_kernels.compiler import aot
 from pallas_kernels.kernels.grouped_matmul import hopper as kernels
 
 TOKENS, GROUPS, DEPTH, COLUMNS = 131072, 128, 2048, 768
-slow = pytest.mark.slow
+exhaustive = pytest.mark.exhaustive
 
 
 def struct(*shape, dtype=jnp.bfloat16):
@@ -62,14 +62,14 @@ def transposed_float32(x, y, sizes):
     [
         (product, (X, W, SIZES), 4),
         (transposed, (X, Y, SIZES), 4),
-        pytest.param(transposed_w, (Y, W, SIZES), 4, marks=slow),
-        pytest.param(float32_out, (X, W, SIZES), 4, marks=slow),
-        pytest.param(narrow, (X, W, SIZES), 4, marks=slow),
-        pytest.param(gated, (X, W, W, SIZES), 8, marks=slow),
-        pytest.param(gated_kept, (X, W, W, SIZES), 8, marks=slow),
-        pytest.param(tall, (X, W, SIZES), 8, marks=slow),
-        pytest.param(transposed_float32, (X, Y, SIZES), 4, marks=slow),
-        pytest.param(product, (X16, W16, SIZES), 4, marks=slow, id="float16"),
+        pytest.param(transposed_w, (Y, W, SIZES), 4, marks=exhaustive),
+        pytest.param(float32_out, (X, W, SIZES), 4, marks=exhaustive),
+        pytest.param(narrow, (X, W, SIZES), 4, marks=exhaustive),
+        pytest.param(gated, (X, W, W, SIZES), 8, marks=exhaustive),
+        pytest.param(gated_kept, (X, W, W, SIZES), 8, marks=exhaustive),
+        pytest.param(tall, (X, W, SIZES), 8, marks=exhaustive),
+        pytest.param(transposed_float32, (X, Y, SIZES), 4, marks=exhaustive),
+        pytest.param(product, (X16, W16, SIZES), 4, marks=exhaustive, id="float16"),
     ],
 )
 def test_compiles_without_spills(function, arguments, wgmma):

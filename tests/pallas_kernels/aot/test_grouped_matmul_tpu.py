@@ -49,15 +49,15 @@ def check(device, compiled, spills):
     [
         ("v5p", product, (X, W, SIZES), 166),
         ("v6e", transposed, (X, Y, SIZES), 0),
-        pytest.param("v5p", gated, (X, W, SIZES), 396, marks=pytest.mark.slow),
-        pytest.param("v5p", transposed, (X, Y, SIZES), 21, marks=pytest.mark.slow),
+        pytest.param("v5p", gated, (X, W, SIZES), 396, marks=pytest.mark.exhaustive),
+        pytest.param("v5p", transposed, (X, Y, SIZES), 21, marks=pytest.mark.exhaustive),
     ],
 )
 def test_small_blocks(device, function, arguments, spills):
     check(device, aot.compile_for(device, function, *arguments), spills)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("device", "kind", "spills"),
     [("v5p", "gated", 3460), ("v5p", "dw", 3556), ("v6e", "gated", 3085), ("v6e", "dw", 1246)],
@@ -74,7 +74,7 @@ def test_recorded_blocks(device, kind, spills):
         assert tuning.cycles(compiled, shape, config) == pytest.approx(entry["cost"], rel=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_public_function_and_gradients_without_a_table():
     """Odd sizes, and blocks that nobody recorded: one kernel forward, two for each of the matrices backward."""
     x, w = struct(1000, 712, dtype=jnp.float32), struct(5, 712, 456, dtype=jnp.float32)
@@ -89,7 +89,7 @@ def test_public_function_and_gradients_without_a_table():
     assert all(kernel.cores == 2 for kernel in compiled.kernels if kernel.pallas)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_divided_columns_stay_where_they_are(kind):
     """Only the gradient of the rows, a sum over all columns, is exchanged; automatic axes are those of a shard_map."""

@@ -23,7 +23,7 @@ def compiled(family, tokens, experts, **options):
     return aot.compile_for(family, run, *arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", ["v5e", "v5p", "v6e", "tpu7x"])
 def test_kernels_compile_and_take_few_cycles(family):
     """Cycles for each token: XLA's sort of its 128 scores alone takes about 18 on v6e, its order by expert over 90."""
@@ -32,7 +32,7 @@ def test_kernels_compile_and_take_few_cycles(family):
     assert sum(kernel.model() for kernel in kernels) < 10 * 16384
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("experts", "options"),
     [(64, {"threshold": 0.5}), (256, {"groups": (8, 4)}), (64, {"capacity": 3000})],
@@ -43,7 +43,7 @@ def test_other_cases_compile(experts, options):
     assert all(program.kernel(name) for name in NAMES)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_each_chip_chooses_for_its_own_tokens():
     """What moves between chips is the choice, not the logits."""
     mesh = Mesh(np.array(aot.devices("v6e")), ("data",), axis_types=(AxisType.Explicit,))

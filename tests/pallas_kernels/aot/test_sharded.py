@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from pallas_kernels import attention
 from pallas_kernels.compiler import aot
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 HEADS = PartitionSpec("data", None, "tensor")
 

@@ -52,6 +52,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_values_and_all_gradients_equal_the_reference(case, packed):
@@ -68,6 +69,7 @@ def test_values_and_all_gradients_equal_the_reference(case, packed):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     st.integers(1, 300),
@@ -97,6 +99,7 @@ def test_queries_that_see_nothing_give_zero_and_no_gradient():
         assert (got[index] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.02), (jnp.float16, 0.004)])
 def test_16_bit_stays_within_its_rounding(dtype, tolerance):
     q, k, v = inputs(140, heads=4, groups=4, size=64, dtype=dtype)
@@ -107,6 +110,7 @@ def test_16_bit_stays_within_its_rounding(dtype, tolerance):
         np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
 
 
+@pytest.mark.slow
 def test_parts_of_a_sequence_merge_through_positions_and_log_sum_exp():
     """As ring attention does: keys in two shards, the partial results merged by their log-sum-exp."""
     q, k, v = inputs()
@@ -125,6 +129,7 @@ def test_parts_of_a_sequence_merge_through_positions_and_log_sum_exp():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_vmap_equals_a_loop():
     q, k, v = (jnp.stack([x, 2 * x, -x]) for x in inputs(12))
     ids = jnp.stack([documents(2, 12, seed) for seed in range(3)])
@@ -133,6 +138,7 @@ def test_vmap_equals_a_loop():
     np.testing.assert_allclose(mapped, looped, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto])
 def test_divided_over_batch_and_heads(axes):
     q, k, v = inputs(12, heads=8, groups=2, batch=4)
@@ -162,6 +168,7 @@ def test_an_explicitly_divided_sequence_is_refused():
         attention(jax.device_put(q, NamedSharding(mesh, PartitionSpec(None, "context"))), k, v)
 
 
+@pytest.mark.slow
 def test_inside_shard_map_gradients_of_a_replicated_key_are_summed():
     q, k, v = inputs(12, batch=4)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))

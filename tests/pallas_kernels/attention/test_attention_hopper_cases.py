@@ -10,7 +10,7 @@ import pallas_kernels
 from pallas_kernels.kernels.attention import hopper
 
 pytest.importorskip("absl", reason="Mosaic GPU needs absl-py")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 
 def test_head_size_128_with_heads_divided_among_blocks():

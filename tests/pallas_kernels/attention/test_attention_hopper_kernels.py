@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("absl", reason="Mosaic GPU needs absl-py")
 
 
+@pytest.mark.slow
 def test_causal_packed_documents_with_grouped_heads():
     """Two tiles of keys, the last in part, documents without tokens, and padding at the end of the row."""
     segments = np.repeat(np.int32([[0, 2, 3, -1]]), [50, 5, 55, 10], axis=1)

@@ -14,7 +14,7 @@ from test_block_lists import check_flags, make_list, make_spec
 from pallas_kernels import target
 from pallas_kernels.kernels.attention import tpu_backward
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 PACKED = np.concatenate([ids((0, 130), (1, 1), (7, 69)), ids((-1, 200))])
 OTHER = np.concatenate([ids((0, 20), (-1, 10), (1, 100), (3, 70)), ids((2, 200))])

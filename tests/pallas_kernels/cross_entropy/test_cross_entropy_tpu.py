@@ -31,6 +31,7 @@ def close(got, want, tolerance=2e-5):
     )
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_on_two_cores_without_races():
     """Three blocks of ids on two cores, the last one ragged; two chunks of tokens, the last one shorter."""
     x, w, labels = inputs(21, D, 300)
@@ -71,7 +72,7 @@ def test_cotangents_by_token_in_bfloat16():
         close(got.astype(jnp.float32), expected, tolerance)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("tokens", "vocabulary"), [(1, 515), (16, 200), (24, 128), (39, 384)])
 def test_any_number_of_tokens_and_ids(tokens, vocabulary):
     x, w, labels = inputs(tokens, D, vocabulary, seed=tokens)

@@ -59,7 +59,7 @@ def test_transposed_product():
     close(run(function, x, dy, jnp.asarray(group_sizes)), transposed(x, dy, group_sizes))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_gated_product_keeps_its_factors():
     x, gate, up, _ = arrays(jnp.bfloat16)
     group_sizes = sizes("random", GROUPS, ROWS)
@@ -71,7 +71,7 @@ def test_gated_product_keeps_its_factors():
         close(a, b, "bfloat16")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_public_function_and_gradients(kind, dtype):
@@ -91,7 +91,7 @@ def test_public_function_and_gradients(kind, dtype):
     close(dw, transposed(dy, x, group_sizes), dtype)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(6))
 def test_gated_at_random(seed):
     x, gate, up, dy = arrays(seed=seed)
@@ -109,7 +109,7 @@ def test_gated_at_random(seed):
         close(a, b)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_vmap():
     x, w, _, _ = (jnp.stack(pair) for pair in zip(arrays(seed=1), arrays(seed=2), strict=True))
     group_sizes = np.stack([sizes("some empty", GROUPS, ROWS), sizes("one", GROUPS, ROWS)])
@@ -118,7 +118,7 @@ def test_vmap():
         close(y[i], product(x[i], w[i], group_sizes[i]))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_columns_divided_over_an_explicit_axis():
     x, w, _, _ = arrays()
     group_sizes = sizes("some empty", GROUPS, ROWS)
@@ -131,7 +131,7 @@ def test_columns_divided_over_an_explicit_axis():
     close(y, product(x, w, group_sizes))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_in_shard_map_each_device_has_its_own_groups():
     x, w, _, _ = arrays()
     group_sizes = np.concatenate([sizes("some empty", GROUPS, ROWS // 2, seed) for seed in range(2)])

@@ -8,7 +8,7 @@ from hopper_interpreter import hopper
 
 from pallas_kernels.kernels.grouped_matmul import hopper as kernels
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 
 def draw(*shape, dtype=jnp.bfloat16, seed=0):

@@ -102,6 +102,7 @@ def layer(x, logits, gate, up, down):
     return moe_mlp(x, route(logits, top_k=2), gate, up, down)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_inner_width_divided_over_a_mesh(axis_type):
     x, logits, *w = arrays()
@@ -116,6 +117,7 @@ def test_inner_width_divided_over_a_mesh(axis_type):
         close(a, np.asarray(b, np.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_tokens_divided_in_shard_map(check_vma):
     x, logits, *w = arrays()
@@ -159,6 +161,7 @@ def test_errors_name_the_argument(argument, change):
     assert caught.value.argument == argument
 
 
+@pytest.mark.slow
 def test_under_scan_and_remat():
     x, logits, *w = arrays()
     stacked = [jnp.stack([a, a * 0.5]) for a in w]

@@ -60,6 +60,7 @@ def test_ties_go_to_the_lower_index():
     np.testing.assert_array_equal(routing.experts, [[0, 1]] * 3)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
 @hypothesis.given(st.integers(0, 1000), st.sampled_from([1, 7, 16]), st.sampled_from(["softmax", "sigmoid"]), st.data())
 def test_equals_loops_at_random(seed, tokens, score, data):
@@ -75,6 +76,7 @@ def test_equals_loops_at_random(seed, tokens, score, data):
     compare(route(logits, **options), reference(logits, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["softmax", "raw weights", "groups", "capacity, threshold, groups"])
 def test_gradient_equals_finite_differences(case):
     _, options = inputs(1, 6, 12, CASES[case])

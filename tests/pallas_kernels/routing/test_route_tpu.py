@@ -50,6 +50,7 @@ def interpreting(races=False):
     return target.interpreting(target.TPU_V5P, params)
 
 
+@pytest.mark.slow
 def test_several_blocks_on_two_cores_without_races(monkeypatch):
     monkeypatch.setattr(tpu, "_TOKENS", 128)
     logits, options = inputs(0, 150, CASES["groups, bias"])
@@ -58,7 +59,7 @@ def test_several_blocks_on_two_cores_without_races(monkeypatch):
     assert not interpret_pallas_call.races.races_found
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", CASES)
 def test_equals_loops(case):
     logits, options = inputs(1, 20, CASES[case])
@@ -66,7 +67,7 @@ def test_equals_loops(case):
         compare(route(logits, backend="pallas", **options), reference(logits, **options))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_gradient_vmap_and_shard_map_equal_those_of_xla():
     logits, options = inputs(2, 16, CASES["groups, bias"])
     a, b = np.random.default_rng(3).standard_normal((2, 16, EXPERTS))
@@ -95,7 +96,7 @@ def test_gradient_vmap_and_shard_map_equal_those_of_xla():
         compare((*parts, expected[-1]), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_explicit_axes_have_one_order():
     logits, options = inputs(4, 16, CASES["capacity"])
     mesh = jax.make_mesh((2,), ("data",), (AxisType.Explicit,))
