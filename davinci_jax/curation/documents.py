@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from davinci_jax.errors import DataError
@@ -29,8 +30,8 @@ class Document:
       licence: SPDX expression where it is known.
       questions: characters [start, end) that are a question, not an answer.
       parts: (name, start, end) of the pieces that an extraction joined, in characters.
+      metadata: what is known of it as JSON values: url, path, language, time, title, scores.
       raw: the bytes as acquired; dropped by the extraction that reads them.
-      key: what tells duplicates; the text without the names that an extraction put in. `None` means the text.
     """
 
     id: str
@@ -41,23 +42,49 @@ class Document:
     licence: str | None = None
     questions: tuple[tuple[int, int], ...] = ()
     parts: tuple[tuple[str, int, int], ...] = ()
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     raw: bytes = b""
-    key: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells duplicates: the text without the names that an extraction put between its parts."""
+        return "\n\n".join(self.text[start:end] for _, start, end in self.parts) if self.parts else self.text
 
     @property
     def size(self) -> int:
         """UTF-8 bytes of the text, or raw bytes before there is one."""
         return len(self.text.encode()) if self.text else len(self.raw)
 
+    def with_text(self, text: str, **changes: Any) -> Document:
+        """Returns the document with another text, without the raw bytes and the spans that belonged to the old one."""
+        return dataclasses.replace(self, **{"text": text, "raw": b"", "questions": (), "parts": (), **changes})
+
     def to_json(self) -> str:
-        """Returns the line that stands for the document in a documents file."""
-        fields = {"id": self.id, "text": self.text, "level": self.level, "group": self.group}
+        """Returns the line that stands for the document in a documents file; `from_json` gives the same back."""
+        fields: dict[str, Any] = {"id": self.id, "text": self.text, "level": self.level, "group": self.group}
         if self.licence:
             fields["licence"] = self.licence
-        if self.questions:
-            fields["questions"] = [list(span) for span in self.questions]
+        for name in ("questions", "parts"):
+            if getattr(self, name):
+                fields[name] = [list(span) for span in getattr(self, name)]
+        if self.metadata:
+            fields["metadata"] = dict(self.metadata)
+        if self.raw:
+            fields["raw"] = base64.b64encode(self.raw).decode()
         fields["lineage"] = list(self.lineage)
         return json.dumps(fields, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Document:
+        """Returns the document that `to_json` wrote."""
+        fields = json.loads(line)
+        fields["lineage"] = tuple(fields["lineage"])
+        for name in ("questions", "parts"):
+            if name in fields:
+                fields[name] = tuple(tuple(span) for span in fields[name])
+        if "raw" in fields:
+            fields["raw"] = base64.b64decode(fields["raw"])
+        return cls(**fields)
 
 
 def documents_path(data: DataConfig, source: Source) -> pathlib.Path:

@@ -36,7 +36,7 @@ class DecodeUtf8:
                 continue
             text = text.replace("\r\n", "\n").replace("\r", "\n")
             if text:
-                yield dataclasses.replace(document, text=text, raw=b"")
+                yield document.with_text(text)
             else:
                 reject(document, "empty")
 
@@ -102,7 +102,7 @@ class DoctestPairs:
             for name, start, end in document.parts:
                 if ">>>" not in document.text[start:end]:
                     continue
-                part = dataclasses.replace(document, id=f"{document.id}#{name}", key=None, parts=())
+                part = dataclasses.replace(document, id=f"{document.id}#{name}", parts=())
                 try:
                     examples = parser.get_examples(document.text[start:end])
                 except ValueError as error:
@@ -135,9 +135,8 @@ def _page(document: Document, entry: str, docstrings: list[tuple[str, str, str]]
         text += f"{name}{signature}\n\n"
         parts.append((name, len(text), len(text) + len(docstring)))
         text += docstring + "\n\n"
-    key = "\n\n".join(docstring for _, _, docstring in docstrings)
     identity = f"{document.id}::{entry}"
-    return Document(id=identity, text=text[:-1], group=document.group, level="L1", parts=tuple(parts), key=key)
+    return Document(id=identity, text=text[:-1], group=document.group, level="L1", parts=tuple(parts))
 
 
 def _topic_pages(document: Document) -> Iterator[Document]:

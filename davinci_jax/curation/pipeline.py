@@ -13,11 +13,19 @@ Reject = Callable[[Document, str], None]
 
 @runtime_checkable
 class Operation(Protocol):
-    """One step of curation: an acquisition, a rule, or in time a classifier or a language model.
+    """One step of curation: an extraction, a rule, a classifier or a language model.
+
+    An operation is a frozen dataclass: its fields are the parameters that a recipe may give. It keeps nothing
+    from one call of `apply` to the next.
 
     Attributes:
       name: what it does, as lineage and funnel show it.
       level: its Darwin level, "L0" to "L9".
+      batch: optional, 1 where it is left out: how many documents one call of `apply` is given. Should the call
+        raise, the engine gives it the documents one by one and rejects the one that raises.
+      bind: optional, `bind(folder, task)` returns the operation that works in that task. The folder belongs to the
+        operation's name in this source and outlives edits of the recipe: raw generations of a model lie there. Whoever
+        uses it keys what it keeps by all that decides it.
     """
 
     name: str

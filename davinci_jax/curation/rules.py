@@ -69,7 +69,7 @@ class DropShort(_Rule):
     name = "drop-short"
 
     def reason(self, document: Document) -> str | None:
-        length = len((document.text if document.key is None else document.key).strip())
+        length = len(document.key.strip())
         return f"{length} characters, below {self.characters}" if length < self.characters else None
 
 
@@ -114,8 +114,7 @@ class DropDuplicates:
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         first: dict[bytes, str] = {}
         for document in documents:
-            text = document.text if document.key is None else document.key
-            digest = hashlib.sha256(text.strip().encode()).digest()[:16]
+            digest = hashlib.sha256(document.key.strip().encode()).digest()[:16]
             kept = first.setdefault(digest, document.id)
             if kept == document.id:
                 yield document

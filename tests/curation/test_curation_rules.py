@@ -47,7 +47,7 @@ def document(text, id="d", **fields):
 def test_short_counts_characters_without_the_blanks_around_and_without_names():
     rule = DropShort(5)
     assert kept(rule, document("ééééé", "5"), document("éééé", "4"), document("  abcd \n", "blanks")) == ["5"]
-    page = document("a.very.long.name\n\nabcd", key="abcd")
+    page = document("a.very.long.name\n\nabcd", parts=(("a", 18, 22),))
     assert kept(rule, page) == []
 
 
@@ -66,7 +66,8 @@ def test_characters_of_text_are_not_garbled(character):
 
 
 def test_duplicates_differ_in_blanks_around_only_and_the_first_stays():
-    documents = [document("a b", "1"), document("\na b ", "2"), document("a  b", "3"), document("x", "4", key="a b")]
+    documents = [document("a b", "1"), document("\na b ", "2"), document("a  b", "3")]
+    documents.append(document("name a b", "4", parts=(("n", 5, 8),)))
     assert kept(DropDuplicates(), *documents) == ["1", "3"]
 
 
