@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import email.utils
+import hashlib
 import os
 import time
 from collections.abc import Mapping
@@ -143,7 +144,7 @@ class Client:
             self._waiting[key] = done = asyncio.get_running_loop().create_future()
             try:
                 kept = await self._ask(payload)
-                self.store.put(key, label, payload, kept)
+                self.store.put(key, label, _recorded(payload), kept)
             finally:
                 del self._waiting[key]
                 done.set_result(None)
@@ -198,6 +199,17 @@ class Client:
             f"does not serve ({trouble})",
             "mend it and run again: every answer so far is kept",
         )
+
+
+def _recorded(value: Any) -> Any:
+    """Returns a request as it is kept: a picture by its digest, since it lies with the documents already."""
+    if isinstance(value, Mapping):
+        return {key: _recorded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_recorded(item) for item in value]
+    if isinstance(value, str) and value.startswith("data:"):
+        return f"sha256:{hashlib.sha256(value.encode()).hexdigest()}"
+    return value
 
 
 def _answer(body: Any, chat: bool) -> dict[str, Any]:

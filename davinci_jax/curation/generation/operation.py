@@ -110,7 +110,7 @@ class Generative(abc.ABC):
 
     async def put(
         self,
-        ask,
+        ask: Ask,
         sections: Sequence[tuple[str, str]],
         label: str,
         attempt: int = 0,
@@ -133,7 +133,7 @@ class Generative(abc.ABC):
         return await ask({**payload, **settings, "seed": self.seed + attempt}, label)
 
     async def first_good(
-        self, ask, sections: Sequence[tuple[str, str]], label: str, read, turn: int = 0
+        self, ask: Ask, sections: Sequence[tuple[str, str]], label: str, read: Read, turn: int = 0
     ) -> tuple[Any, str]:
         """Puts a request until its answer is of use, at most `attempts` times.
 

@@ -82,10 +82,10 @@ def problem(output: str, source: str, prompt: str, quality: Quality) -> str | No
         return "too long"
     if quality.language < 1 and not same_language(source, output, quality.language):
         return "other language"
-    if len(numbers(output, 2) - _digits(source)) > quality.new_numbers:
+    if len(numbers(output, 2) - numbers_of_source(source)) > quality.new_numbers:
         return "new numbers"
     given = numbers(source, 1)
-    if given and len(given - _digits(output)) > quality.lost_numbers * len(given):
+    if given and len(given - numbers_of_source(output)) > quality.lost_numbers * len(given):
         return "lost numbers"
     return None
 
@@ -127,7 +127,7 @@ def same_language(source: str, output: str, probability: float) -> bool:
     return before == after or min(sure_before, sure_after) < probability
 
 
-def _digits(text: str) -> set[str]:
+def numbers_of_source(text: str) -> set[str]:
     """Returns the numbers of a text, those with separators ("1,024", "1 024") also as one."""
     joined = re.sub(r"(?<=\d)[,.'\u00a0\u202f ](?=\d)", "", text)
     return numbers(text, 1) | numbers(joined, 1)
