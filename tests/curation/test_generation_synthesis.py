@@ -91,7 +91,7 @@ def test_a_pair_that_a_second_reading_does_not_confirm_is_dropped(second, tmp_pa
     assert len(server.payloads) == 1
 
 
-COPIED = "Fewer good ones are better; if the passage is too thin for any, answer with the single word?"
+COPIED = "asks for understanding, a reason, a comparison, a derivation or a result rather than for a word?"
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,10 @@ def test_a_conversation_is_a_document(tmp_path):
 
 
 GERMAN = (
-    "Student: Warum kocht das Wasser dort früher?\nTeacher: Weil die Luft auf dem Berg weniger drückt als unten am Meer.\n"
-    "Student: Ist das Essen also schneller gar?\nTeacher: Nein, es braucht länger, denn das Wasser ist weniger heiß."
+    "Student: Warum kocht das Wasser dort früher?\n"
+    "Teacher: Weil die Luft auf dem Berg weniger drückt als unten am Meer.\n"
+    "Student: Ist das Essen also schneller gar?\n"
+    "Teacher: Nein, es braucht länger, denn das Wasser ist weniger heiß."
 )
 
 
