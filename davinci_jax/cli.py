@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from davinci_jax.errors import ConfigError, UserError, nearest
-from davinci_jax.experiment import Experiment, apply_overrides, load_config
+from davinci_jax.experiment import CurationConfig, Experiment, apply_overrides, load_any, load_config
 
 # Modules that load JAX are imported by the verbs that need them, so that `davinci --help` answers at once.
 
@@ -38,10 +38,24 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def curate(args: argparse.Namespace) -> None:
-    """Make the documents of the sources that the project can curate itself."""
+    """Bring sources through their recipes: documents, what was dropped and why, cards, a report."""
     from davinci_jax.curation.run import curate as run
+    from davinci_jax.curation.run import show_plan
 
-    run(_experiment(args))
+    config = _curation(args)
+    if config is None:
+        print("curate: no source of this config has a recipe; the user's own documents are left as they are")
+    elif args.plan:
+        show_plan(config)
+    else:
+        run(config)
+
+
+def cards(args: argparse.Namespace) -> None:
+    """Print the sources of a config with domain, tokens, level and stages, as the report's table 2."""
+    from davinci_jax.curation.cards import print_cards
+
+    print_cards(_any(args), as_json=args.json)
 
 
 def shard(args: argparse.Namespace) -> None:
@@ -116,6 +130,19 @@ def report(args: argparse.Namespace) -> None:
     print(f"written to {write_report(_experiment(args).run.path)}")
 
 
+def _any(args: argparse.Namespace) -> Experiment | CurationConfig:
+    config = load_any(args.config)
+    return _experiment(args) if isinstance(config, Experiment) else apply_overrides(config, args.overrides)
+
+
+def _curation(args: argparse.Namespace) -> CurationConfig | None:
+    """Returns what a config curates, `None` for an experiment whose documents are all the user's own."""
+    from davinci_jax.curation.recipes import builtin_sources
+
+    config = _any(args)
+    return builtin_sources(config) if isinstance(config, Experiment) else config
+
+
 def _experiment(args: argparse.Namespace) -> Experiment:
     experiment = load_config(args.config)
     if pathlib.Path(args.config).is_dir():
@@ -142,7 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     verbs.choices["plan"].add_argument(
         "--devices", type=int, metavar="N", help="devices to plan for (default: those the mesh names, else 1)"
     )
-    _verb(verbs, curate)
+    _verb(verbs, curate).add_argument("--plan", action="store_true", help="show what would be done; changes nothing")
+    _verb(verbs, cards).add_argument("--json", action="store_true", help="print JSON")
     _verb(verbs, shard).add_argument(
         "--source", action="append", metavar="NAME", help="only this source; may be repeated"
     )

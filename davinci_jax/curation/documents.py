@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import gzip
+import io
 import json
+import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import DataConfig, Source
 
 BUILTIN_SCHEME = "python-installation:"
+CURATED = "curated"  # folder below the root of a curation, one folder a source in it
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
@@ -90,8 +94,10 @@ class Document:
 def documents_path(data: DataConfig, source: Source) -> pathlib.Path:
     """Returns the file or folder that holds the documents of a source, whether or not it is there yet."""
     root = pathlib.Path(data.root)
-    if source.documents is None or source.documents.startswith(BUILTIN_SCHEME):
+    if source.documents is None:
         return root / "documents" / source.name
+    if source.documents.startswith(BUILTIN_SCHEME):
+        return root / CURATED / source.name / "current" / "documents"
     return root / source.documents
 
 
@@ -111,11 +117,30 @@ def document_files(data: DataConfig, source: Source) -> list[pathlib.Path]:
     return files
 
 
-def write_lines(file: pathlib.Path, lines: Iterable[str]) -> int:
-    """Writes lines with one newline each; returns how many there were."""
-    count = 0
-    with file.open("w", encoding="utf-8", newline="\n") as out:
+class GzipText(io.TextIOWrapper):
+    """A compressed text file whose bytes depend on what is written alone; forced to disk when it is closed.
+
+    Half of a surrogate pair, which UTF-8 cannot hold and JSON may, becomes a question mark.
+    """
+
+    def __init__(self, file: pathlib.Path):
+        self._raw = file.open("wb")
+        compressed = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=self._raw, mtime=0)
+        super().__init__(compressed, encoding="utf-8", errors="replace", newline="\n")
+
+    def close(self) -> None:
+        if self._raw.closed:
+            return
+        try:
+            super().close()
+            self._raw.flush()
+            os.fsync(self._raw.fileno())
+        finally:
+            self._raw.close()
+
+
+def read_documents(file: pathlib.Path) -> Iterator[Document]:
+    """Yields the documents that curation wrote into a compressed file."""
+    with gzip.open(file, "rt", encoding="utf-8", newline="\n") as lines:
         for line in lines:
-            out.write(line + "\n")
-            count += 1
-    return count
+            yield Document.from_json(line)

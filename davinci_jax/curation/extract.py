@@ -41,7 +41,7 @@ class DecodeUtf8:
                 reject(document, "empty")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class DocstringPages:
     """Turns a Python file into pages of documentation: one for the module, each function, and each class with its
     methods. The source is parsed, never imported. `pydoc` topics become a page each.
@@ -50,8 +50,6 @@ class DocstringPages:
     common indentation. Names are left out of the key that tells duplicates.
     """
 
-    # Two recipes read the pages of the same files; parsing is what takes the time.
-    _memo: dict[str, list[Document]] = dataclasses.field(default_factory=dict)
     name = "docstring-pages"
     level = "L1"
 
@@ -61,24 +59,16 @@ class DocstringPages:
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         for document in documents:
             try:
-                pages = self._pages(document)
+                pages = list(_pages(document))
             except (SyntaxError, ValueError, RecursionError) as error:
                 reject(document, f"does not parse ({error})")
                 continue
             if not pages:
                 reject(document, "no docstring")
             for page in pages:
-                yield dataclasses.replace(page, lineage=document.lineage, licence=document.licence)
-
-    def _pages(self, document: Document) -> list[Document]:
-        if document.id not in self._memo:
-            if document.id == TOPICS:
-                self._memo[document.id] = list(_topic_pages(document))
-            else:
-                self._memo[document.id] = [
-                    _page(document, entry, docstrings) for entry, docstrings in _entries(document).items()
-                ]
-        return self._memo[document.id]
+                yield dataclasses.replace(
+                    page, lineage=document.lineage, licence=document.licence, metadata=document.metadata
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +117,14 @@ def _pairs(examples: list[doctest.Example]) -> tuple[str, tuple[tuple[int, int],
             text += question + example.want.rstrip("\n") + "\n\n"
             code = ""
     return text[:-1], tuple(questions)
+
+
+def _pages(document: Document) -> Iterator[Document]:
+    if document.id == TOPICS:
+        yield from _topic_pages(document)
+    else:
+        for entry, docstrings in _entries(document).items():
+            yield _page(document, entry, docstrings)
 
 
 def _page(document: Document, entry: str, docstrings: list[tuple[str, str, str]]) -> Document:

@@ -5,7 +5,7 @@ from davinci_jax.experiment.curriculum import Batch, LearningRate, Stage
 from davinci_jax.experiment.data import DataConfig, Source
 from davinci_jax.experiment.experiment import Experiment
 from davinci_jax.experiment.identity import fingerprint, identity
-from davinci_jax.experiment.load import load_config
+from davinci_jax.experiment.load import load_any, load_config
 from davinci_jax.experiment.model import ModelConfig, Moe, RopeScaling
 from davinci_jax.experiment.optimizer import OptimizerConfig
 from davinci_jax.experiment.overrides import apply_overrides
@@ -36,6 +36,7 @@ __all__ = [
     "fingerprint",
     "from_json",
     "identity",
+    "load_any",
     "load_config",
     "resolve",
     "to_dict",

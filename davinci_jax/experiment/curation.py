@@ -25,9 +25,9 @@ class Step:
     operation: str
     parameters: Mapping[str, Any]
 
-    def __init__(self, operation: str, /, **parameters: Any):
+    def __init__(self, operation: str, parameters: Mapping[str, Any] | None = None, **more: Any):
         object.__setattr__(self, "operation", operation)
-        object.__setattr__(self, "parameters", parameters)
+        object.__setattr__(self, "parameters", {**(parameters or {}), **more})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,6 @@ class CurationConfig:
       slurm: how jobs run on Slurm; needed for that executor only.
       task_bytes: bytes of input files that one task takes, as they lie on disk; a file is never cut in two.
       tokenizer: a tokenizer file with which the tokens of the funnel are counted; `None`: bytes / 4 is shown.
-      samples: documents kept to read, for every operation and every way out of it.
     """
 
     root: str
@@ -142,12 +141,10 @@ class CurationConfig:
     slurm: Slurm | None = None
     task_bytes: int = 64 * 2**20
     tokenizer: str | None = None
-    samples: int = 8
 
     def __post_init__(self):
         checks.one_of("curation", EXECUTORS, executor=self.executor)
         checks.within("curation", 0, 2**20, workers=self.workers)
-        checks.within("curation", 0, 1000, samples=self.samples)
         checks.positive("curation", task_bytes=self.task_bytes)
         if self.executor == "slurm" and self.slurm is None:
             raise ConfigError("curation.slurm", None, "is not set", "name the partition: slurm=Slurm(partition=...)")

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from davinci_jax.errors import ConfigError, nearest
-from davinci_jax.experiment.experiment import Experiment
-from davinci_jax.experiment.serialize import Text, parse, to_dict
+from davinci_jax.experiment.serialize import Config, Text, parse, to_dict
 
 
-def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """Returns the experiment with `a.b=value` assignments applied, then validated as a whole.
+def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """Returns an experiment or a curation config with `a.b=value` assignments applied, then validated as a whole.
 
     Items of a tuple are named by their `name` or their position, and sources all at once by their domain:
     `curriculum.2-2.tokens=1e9`, `data.sources.0.weight=0.5`, `data.sources.QA.loss=answers`. A value is read as its
@@ -21,13 +20,13 @@ def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experim
       ConfigError: an assignment without `=`, an unknown name (the nearest one is offered) or a value of the
         wrong type.
     """
-    tree = to_dict(experiment)
+    tree = to_dict(config)
     for text in overrides:
         name, equals, value = text.removeprefix("--").partition("=")
         if not equals:
             raise ConfigError("override", text, "has no '='", "write section.field=value")
         _assign(tree, name.split("."), Text(value), name)
-    return parse(Experiment, tree, "")
+    return parse(type(config), tree, "")
 
 
 def _assign(tree: Any, path: list[str], value: Text, name: str) -> None:
