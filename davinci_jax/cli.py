@@ -11,10 +11,13 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from davinci_jax.errors import ConfigError, UserError, nearest
 from davinci_jax.experiment import CurationConfig, Experiment, apply_overrides, load_any, load_config
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Modules that load JAX are imported by the verbs that need them, so that `davinci --help` answers at once.
 
@@ -23,8 +26,6 @@ _PIPE_WIDTH = 140  # of tables that go to a file or another program, where no wi
 
 def plan(args: argparse.Namespace) -> None:
     """Print what a run would do; changes nothing."""
-    from rich.console import Console
-
     from davinci_jax.training.plan import make_plan
     from davinci_jax.training.plan_view import show_plan
 
@@ -34,7 +35,7 @@ def plan(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(result, indent=2))
     else:
-        show_plan(result, Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=_PIPE_WIDTH))
+        show_plan(result, _wide_console())
 
 
 def curate(args: argparse.Namespace) -> None:
@@ -55,7 +56,7 @@ def cards(args: argparse.Namespace) -> None:
     """Print the sources of a config with domain, tokens, level and stages, as the report's table 2."""
     from davinci_jax.curation.cards import print_cards
 
-    print_cards(_any(args), as_json=args.json)
+    print_cards(_any(args), as_json=args.json, console=_wide_console())
 
 
 def shard(args: argparse.Namespace) -> None:
@@ -128,6 +129,12 @@ def report(args: argparse.Namespace) -> None:
     from davinci_jax.science.report import write_report
 
     print(f"written to {write_report(_experiment(args).run.path)}")
+
+
+def _wide_console() -> Console:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=_PIPE_WIDTH)
 
 
 def _any(args: argparse.Namespace) -> Experiment | CurationConfig:
