@@ -13,6 +13,7 @@ import hashlib
 import json
 import pathlib
 import re
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -180,15 +181,18 @@ def benchmark_files(path: str) -> list[pathlib.Path]:
 
 def read_records(file: pathlib.Path, fields: tuple[str, ...]) -> list[tuple[str, str, str]]:
     """Returns (file name, record, text) of a benchmark file; raises `DataError` for a line that is no record."""
-    records = []
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                records.append((file.name, *_record(file, number, line, fields)))
-    return records
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+            return [
+                (file.name, *_record(file, number, line, fields))
+                for number, line in enumerate(lines, 1)
+                if line.strip()
+            ]
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError("decontaminate.benchmarks", file.name, f"cannot be read ({error})", "write it again") from error
 
 
-def _record(file: pathlib.Path, number: int, line: str, fields: tuple[str, ...]) -> tuple[str, str]:
+def _record(file: pathlib.Path, number: int, line: bytes, fields: tuple[str, ...]) -> tuple[str, str]:
     place = f"{file.name}, line {number}"
     try:
         record = json.loads(line)

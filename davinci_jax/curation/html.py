@@ -27,6 +27,7 @@ _TAG = re.compile(rb"<(/?)([a-zA-Z][a-zA-Z0-9]*)[^>]*?(/?)>")
 _VOID = frozenset(b"area base br col embed hr img input link meta param source track wbr p li dt dd tr td th".split())
 _FORMULAS = ".mwe-math-element, mjx-container, .katex-display, .katex, math"
 _LANGUAGE = re.compile(r"(?:^|\s)(?:language|lang|highlight|brush:?|sourceCode)[-\s:]([A-Za-z0-9+#]{1,20})(?:\s|$)")
+_MENU = 0.6  # of a list's characters in links, above which it is a menu
 _HIDDEN = "Qz7kXv"
 _BLANK_LINES = re.compile(r"\n{3,}")
 
@@ -61,7 +62,7 @@ class HtmlText:
                 reject(document, reason)
                 continue
             tree = parse_page(document.raw, document.metadata.get("charset"))
-            mark_structure(tree)
+            mark_structure(tree, keep_menus=not self.main_content)
             text = self._text(tree)
             if not text:
                 reject(document, "no text")
@@ -74,7 +75,9 @@ class HtmlText:
     def _text(self, tree: HTMLTree) -> str:
         from resiliparse.extract.html2text import extract_plain_text
 
-        text = extract_plain_text(tree, preserve_formatting=True, main_content=self.main_content, alt_texts=False)
+        text = extract_plain_text(
+            tree, preserve_formatting=True, main_content=self.main_content, alt_texts=False, list_bullets=False
+        )
         return _tidy(text)
 
 
@@ -170,8 +173,13 @@ def decode(raw: bytes, charset: object = None) -> str:
     return raw.decode(detect_encoding(raw) or "cp1252", "replace")
 
 
-def mark_structure(tree: HTMLTree) -> None:
-    """Writes headings, preformatted text, code and formulas of a page as plain text marks, in place."""
+def mark_structure(tree: HTMLTree, keep_menus: bool = True) -> None:
+    """Writes headings, list items, preformatted text, code and formulas of a page as plain text marks, in place.
+
+    Args:
+      tree: the page.
+      keep_menus: whether lists that are mostly links are marked too; the others resiliparse takes for no content.
+    """
     if tree.body is None:
         return
     for node, formula in formulas(tree):
@@ -184,11 +192,45 @@ def mark_structure(tree: HTMLTree) -> None:
             text = node.text
             if text.strip() and "`" not in text:
                 node.replace_children(tree.create_text_node(f"`{text}`"))
+    _mark_lists(tree, keep_menus)
     for number in range(1, 7):
         for node in _elements(tree, f"h{number}"):
             heading = " ".join(node.text.replace("¶", "").split())
             if heading:
                 node.replace_children(tree.create_text_node(f"{'#' * number} {heading}"))
+
+
+def _mark_lists(tree: HTMLTree, keep_menus: bool) -> None:
+    """Writes a bullet or number before each item, and makes bulleted lists numbered ones.
+
+    Of the two, resiliparse's main content leaves out every bulleted list (version 2.0.1), in the middle of a text too.
+    """
+    for node in _elements(tree, "ul"):
+        links = sum(len(link.text) for link in node.get_elements_by_tag_name("a")[:] if link.text)
+        if node.parent is None or (not keep_menus and links > _MENU * len(node.text)):
+            continue
+        numbered = tree.create_element("ol")
+        for child in list(node.child_nodes[:]):
+            if child.tag == "li":
+                _begin(tree, child, "- ")
+            numbered.append_child(child)
+        node.parent.replace_child(numbered, node)
+    for node in _elements(tree, "ol"):
+        items = [child for child in node.child_nodes[:] if child.tag == "li"]
+        for number, item in enumerate(items, 1):
+            if not (item.text or "").startswith("- "):
+                _begin(tree, item, f"{number}. ")
+
+
+def _begin(tree: HTMLTree, item: DOMNode, mark: str) -> None:
+    """Writes a mark before the text of a list item, within its first paragraph, which ends to be one."""
+    first = item.first_element_child
+    before = first.prev if first is not None else None
+    if first is not None and first.tag == "p" and not (before is not None and (before.text or "").strip()):
+        for child in list(first.child_nodes[:]):
+            item.insert_before(child, first)
+        item.remove_child(first)
+    item.insert_before(tree.create_text_node(mark), item.first_child)
 
 
 def hide_structure(tree: HTMLTree) -> dict[str, str]:

@@ -41,7 +41,7 @@ class NotebookText:
         for document in documents:
             try:
                 text, language = self._read(document.raw)
-            except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 reject(document, f"is no notebook ({error})"[:300])
                 continue
             if text:

@@ -34,7 +34,7 @@ _PHONE = re.compile(
 _VERSION = re.compile(r"(?:version|release|v|ver\.?)[ :=]*$", re.IGNORECASE)
 # Public formats of the issuers; the last group is for values that an assignment calls secret.
 _SECRETS = (
-    re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY[A-Z ]*)-----.*?-----END \1-----", re.S),
+    re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY[A-Z ]*)-----.{20,8192}?-----END \1-----", re.S),
     re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
     re.compile(r"\b(?:ghp|gho|ghu|ghs|ghr)_[A-Za-z0-9]{36,}\b|\bgithub_pat_\w{22,}\b"),
     re.compile(r"\bglpat-[\w-]{20,}|\bxox[abeprs]-[\w-]{10,}|\bAIza[\w-]{35}|\bhf_[A-Za-z0-9]{30,}\b"),
@@ -121,6 +121,8 @@ def _is_public(found: re.Match[str]) -> bool:
     try:
         address = ipaddress.ip_address(found.group())
     except ValueError:
+        return False
+    if address.version == 6 and found.group().count(":") < 3:  # names of a program: a::b
         return False
     before = found.string[max(found.start() - 12, 0) : found.start()]
     return address.is_global and not address.is_multicast and not _VERSION.search(before)

@@ -152,7 +152,7 @@ def body_text(html: str) -> str:
 
     tree = HTMLTree.parse(html)
     mark_structure(tree)
-    text = extract_plain_text(tree, preserve_formatting=True, main_content=False, alt_texts=False)
+    text = extract_plain_text(tree, preserve_formatting=True, alt_texts=False, list_bullets=False)
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
 

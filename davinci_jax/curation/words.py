@@ -31,6 +31,8 @@ _COLUMNS = ("length", "code", "power", "is_symbol", "has_letter")
 # Suffixes of one character that end no longer one; apostrophes; digits of any script.
 _MARKS, _APOSTROPHES = frozenset(',;:!?()[]{}<>_#*&"`'), frozenset("'’")
 _DIGIT, _INFIX_START = re.compile(r"\d").search, re.compile(r"[.,+\-*^~:<>=/]").search
+# The name of its symbol number 1 in a text makes spaCy raise, now and then; datatrove leaves it out when it does.
+_BREAKS_SPACY = "IS_ALPHA"
 _WORD, _PUNCTUATION, _TERMINAL = range(3)
 
 
@@ -184,11 +186,7 @@ def spacy_tokens(text: str) -> list[str]:
     """Returns the tokens of spaCy's English tokeniser, stretches of blanks among them."""
     pipeline = _spacy()
     with pipeline.memory_zone():
-        try:
-            return [token.text for token in pipeline.tokenizer(text)]
-        except KeyError:
-            # A name of its own symbols in a text, of which IS_ALPHA is known, is taken for that symbol.
-            return [token.text for token in pipeline.tokenizer(text.replace("IS_ALPHA", ""))]
+        return [token.text for token in pipeline.tokenizer(text.replace(_BREAKS_SPACY, ""))]
 
 
 class SpacyChunks:
@@ -219,6 +217,8 @@ class SpacyChunks:
             return self._exceptions[chunk]
         if chunk.isascii() and chunk.isalpha():
             return [chunk]
+        if _BREAKS_SPACY in chunk:
+            return spacy_tokens(chunk)
         words = self._by_rules(chunk)
         if len(words) > 1 and self._may_hide_exception(words):
             return [token for token in spacy_tokens(chunk) if not token.isspace()]
