@@ -103,10 +103,13 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def trace(args: argparse.Namespace) -> None:
-    """Show which documents a step of a run saw, down to their lineage."""
-    from davinci_jax.training.trace import print_trace
+    """Show which documents a step of a run saw, or the way of one token back to the file that it came from."""
+    from davinci_jax.training.trace import print_token, print_trace
 
-    print_trace(_experiment(args), args.step, as_json=args.json)
+    if args.sequence is None:
+        print_trace(_experiment(args), args.step, as_json=args.json)
+    else:
+        print_token(_experiment(args), args.step, args.sequence, args.column, as_json=args.json)
 
 
 def to_hf(args: argparse.Namespace) -> None:
@@ -192,6 +195,8 @@ def _parser() -> argparse.ArgumentParser:
     _generate_options(_step(_verb(verbs, generate)))
     one = _verb(verbs, trace)
     one.add_argument("--step", type=int, required=True, metavar="N", help="the step, 1 is the first")
+    one.add_argument("--sequence", type=int, metavar="S", help="a sequence of the step: follow one token of it")
+    one.add_argument("--column", type=int, default=0, metavar="C", help="which token of the sequence (default: 0)")
     one.add_argument("--json", action="store_true", help="print JSON, one document a line")
     _verb(verbs, report)
     convert = verbs.add_parser("convert", help="To and from Hugging Face folders.").add_subparsers(

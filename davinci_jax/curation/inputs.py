@@ -130,7 +130,7 @@ def acquire(
         return
     try:
         for found in reader.read(Place(given.path, field(source, given)), item):
-            document = _stamp(source, given, reader, item, found)
+            document = stamp(source, given, reader, item, found)
             refused = found.refused if isinstance(found, Acquired) else ""
             if refused := refused or _unfit(document):
                 name = document.id.encode("utf-8", "replace").decode()
@@ -145,7 +145,7 @@ def acquire(
         reject(unread, f"cannot be read ({type(error).__name__}: {error})"[:1000])
 
 
-def _stamp(source: CuratedSource, given: Input, reader: Reader, item: Item, found: Acquired | Document) -> Document:
+def stamp(source: CuratedSource, given: Input, reader: Reader, item: Item, found: Acquired | Document) -> Document:
     """Returns the document with its L0 record: source, input, file, native name, url, time, licence, sha256."""
     record: dict[str, Any] = {"source": source.name, "input": given.label, "file": item.path}
     if isinstance(found, Document):

@@ -20,6 +20,7 @@ from davinci_jax.curation.registry import build, build_reader
 from davinci_jax.curation.report import write_report
 from davinci_jax.curation.stages import Stage, split
 from davinci_jax.errors import DataError
+from davinci_jax.experiment import to_dict
 from davinci_jax.experiment.curation import CuratedSource, CurationConfig
 
 
@@ -166,6 +167,7 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
     known = funnels.read_json(prepared.result / funnels.FUNNEL_FILE)
     if known is None or built:
         known = _finish(config, prepared, [engine.all_counts(job.paths, tasks) for job in jobs])
+    _write_card(prepared, known)
     funnels.point(prepared.folder / "current", prepared.result.name)
     if built:
         console.print(funnels.show_funnel(known["steps"]), highlight=False, markup=False, soft_wrap=True)
@@ -179,50 +181,56 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
 
 
 def _finish(config: CurationConfig, prepared: Prepared, counts: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """Writes samples, links to rejects, card and funnel of a result; returns the funnel."""
+    """Writes samples, links to rejects and the funnel of a result; returns the funnel."""
     rows = [row for stage in counts for row in funnels.add_steps(stage)]
-    source, folder = prepared.source, prepared.result
-    tokens_by = config.tokenizer or "bytes / 4"
-    funnel = {"source": source.name, "recipe": folder.name, "tokens_by": tokens_by}
+    folder = prepared.result
+    funnel = {"source": prepared.source.name, "recipe": folder.name, "tokens_by": config.tokenizer or "bytes / 4"}
     funnel |= funnels.summarise(rows, counts[-1])
     funnels.write_samples(folder, counts)
     funnels.link_rejects(folder, [prepared.folder / stage.hash for stage in prepared.stages[:-1]])
-    reached = max(step["level"] for step in funnel["steps"])
-    inputs = [
-        {
-            "kind": given.kind,
-            "label": given.label,
-            "path": given.path if "://" in given.path else str(pathlib.Path(given.path).absolute()),
-            "licence": given.licence,
-        }
-        for given in source.inputs
-    ]
+    funnels.write_json(folder / funnels.FUNNEL_FILE, funnel)
+    return funnels.read_json(folder / funnels.FUNNEL_FILE)
+
+
+def _write_card(prepared: Prepared, funnel: dict[str, Any]) -> None:
+    """Writes the card beside the documents, unless one is there that says the same.
+
+    The recipe hash does not cover what a config declares of a source, and where its inputs lie: that may change
+    without new documents.
+    """
+    source, file = prepared.source, prepared.result / funnels.CARD_FILE
     card = {
         "name": source.name,
         "domain": source.domain,
         "level": source.level,
-        "level_reached": reached,
-        "stages": source.stages,
+        "level_reached": max(step["level"] for step in funnel["steps"]),
+        "stages": None if source.stages is None else list(source.stages),
         "note": source.note,
-        "documents": funnel["documents"],
-        "bytes": funnel["bytes"],
-        "tokens": funnel["tokens"],
-        "tokens_by": tokens_by,
-        "licences": funnel["licences"],
-        "inputs": inputs,
+        **{name: funnel[name] for name in ("documents", "bytes", "tokens", "tokens_by", "licences")},
+        "inputs": [
+            {
+                "kind": given.kind,
+                "label": given.label,
+                "path": given.path if given.kind == "python-installation" else _absolute(given.path),
+                "licence": given.licence,
+                "options": to_dict(given.options),
+            }
+            for given in source.inputs
+        ],
         "files": prepared.plan.files,
         "file_bytes": prepared.plan.bytes,
-        "recipe": [
-            {"operation": step["operation"], "level": step["level"], "parameters": step["parameters"]}
-            for step in funnel["steps"]
-        ],
-        "recipe_hash": folder.name,
-        "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "made_by": f"davinci-jax {davinci_jax.__version__}",
+        "recipe": [{name: step[name] for name in ("operation", "level", "parameters")} for step in funnel["steps"]],
+        "recipe_hash": prepared.result.name,
     }
-    funnels.write_json(folder / funnels.CARD_FILE, card)
-    funnels.write_json(folder / funnels.FUNNEL_FILE, funnel)
-    return funnels.read_json(folder / funnels.FUNNEL_FILE)
+    known = funnels.read_json(file) or {}
+    if any(known.get(name) != value for name, value in card.items()):
+        made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        funnels.write_json(file, {**card, "made": made, "made_by": f"davinci-jax {davinci_jax.__version__}"})
+
+
+def _absolute(path: str) -> str:
+    """Returns a path that does not depend on the folder of the command; an address stays as it is."""
+    return str(pathlib.Path(path).absolute()) if pathlib.Path(path).exists() else path
 
 
 def _operations(source: CuratedSource) -> list[Any]:
