@@ -162,6 +162,42 @@ READERS: dict[str, tuple[Callable[[], ModuleType], str]] = {
     "stack-exchange": (_threads, "StackExchangeReader"),
     "warc": (_readers, "WarcReader"),
 }
+def _judges() -> ModuleType:
+    from davinci_jax.curation import judges
+
+    return judges
+
+
+def _dialogues() -> ModuleType:
+    from davinci_jax.curation.generation import dialogues
+
+    return dialogues
+
+
+def _questions() -> ModuleType:
+    from davinci_jax.curation.generation import questions
+
+    return questions
+
+
+def _refine() -> ModuleType:
+    from davinci_jax.curation.generation import refine
+
+    return refine
+
+
+def _rejection() -> ModuleType:
+    from davinci_jax.curation.generation import rejection
+
+    return rejection
+
+
+def _transcribe() -> ModuleType:
+    from davinci_jax.curation.generation import transcribe
+
+    return transcribe
+
+
 # Name in a recipe -> (module, class).
 OPERATIONS: dict[str, tuple[Callable[[], ModuleType], str]] = {
     "c4-quality": (_c4, "C4Quality"),
@@ -192,6 +228,15 @@ OPERATIONS: dict[str, tuple[Callable[[], ModuleType], str]] = {
     "pdf-text": (_pdf, "PdfText"),
     "replace-personal-data": (_personal_data, "ReplacePersonalData"),
     "thread-text": (_threads, "ThreadText"),
+    "ask-questions": (_questions, "AskQuestions"),
+    "complete": (_refine, "Complete"),
+    "document-type": (_judges, "DocumentType"),
+    "domain": (_judges, "Domain"),
+    "educational-value": (_judges, "EducationalValue"),
+    "refine": (_refine, "Refine"),
+    "rejection-sampling": (_rejection, "RejectionSampling"),
+    "transcribe": (_transcribe, "Transcribe"),
+    "write-dialogues": (_dialogues, "WriteDialogues"),
 }
 
 

@@ -6,12 +6,14 @@ import pytest
 import scripted_server
 from scripted_server import Reply
 
+from davinci_jax.curation import registry
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.generation import chunks, prompts
 from davinci_jax.curation.generation.client import Generation
 from davinci_jax.curation.generation.quality import Quality, extract, is_endless, problem, repeated_share
-from davinci_jax.curation.generation.refine import Complete, Refine
+from davinci_jax.curation.generation.refine import Complete, CompletionQuality, Refine
 from davinci_jax.errors import ConfigError
+from davinci_jax.experiment.curation import Step
 
 GOOD = (
     "The first law says that energy is kept: what a body gains as heat it has not done as work. In 1843 Joule measured "
@@ -119,7 +121,7 @@ def test_a_completion_is_longer_keeps_the_numbers_and_is_in_the_same_language(tm
     made, _, server = run(
         lambda url: Complete(
             endpoint=url, model="m", store=str(tmp_path), attempts=3,
-            quality=Quality(min_ratio=1, max_ratio=8, lost_numbers=0.2),
+            quality=CompletionQuality(lost_numbers=0.2),
         ),
         lambda payload, times: f"<COMPLETED_TEXT>{next(said)}</COMPLETED_TEXT>",
         Document(id="d", text=GOOD),
@@ -259,3 +261,11 @@ def test_documents_whose_questions_are_marked_are_not_rewritten(tmp_path):
     )
     assert (made, server.payloads) == ([], [])
     assert "marks questions" in rejects["d"]
+
+
+def test_a_recipe_gives_single_thresholds_and_the_others_stay():
+    step = Step("complete", endpoint="replay", model="m", quality={"max_ratio": 3})
+    assert registry.build(step).quality == CompletionQuality(max_ratio=3.0)
+    with pytest.raises(ConfigError, match="maxratio"):
+        registry.build(Step("refine", endpoint="replay", model="m", quality={"maxratio": 3}))
+    assert registry.build(step).parameters()["quality"]["min_ratio"] == 1.0

@@ -19,6 +19,14 @@ _TURN = re.compile(r"^(Student|Teacher): ", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DialogueQuality(Quality):
+    """Thresholds of a conversation, which may be longer than its passage."""
+
+    min_ratio: float = 0.5
+    max_ratio: float = 6.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class WriteDialogues(Generative):
     """Turns each passage of a document into a conversation, a document of its own.
 
@@ -34,7 +42,7 @@ class WriteDialogues(Generative):
     tokens: int = 1024
     tokenizer: str | None = None
     turns: int = 4
-    quality: Quality = Quality(min_ratio=0.5, max_ratio=6.0, new_numbers=0)
+    quality: DialogueQuality = DialogueQuality()
     name, level = "write-dialogues", "L5"
 
     def __post_init__(self):

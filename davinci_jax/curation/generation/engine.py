@@ -27,7 +27,7 @@ from loguru import logger
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.generation.client import Client, Generation, RequestFailed
-from davinci_jax.errors import DataError
+from davinci_jax.errors import DataError, UserError
 
 Rollout = Callable[[Document, Callable[[dict[str, Any], str], Awaitable[Generation]]], Awaitable[Any]]
 # Travels in the payload as far as the client, through a runner that passes nothing else on.
@@ -50,7 +50,7 @@ def run(client: Client, documents: Sequence[Document], rollout: Rollout, model: 
       concurrency: requests under way at once.
 
     Raises:
-      DataError: the server is down or refuses; the answers so far are kept.
+      UserError: the server is down or refuses, or something is missing for all; the answers so far are kept.
     """
     results: dict[int, Any] = {}
     runner = _Runner(client, functools.partial(_guarded, documents, rollout, results), model, concurrency)
@@ -78,6 +78,8 @@ async def _guarded(documents: Sequence[Document], rollout: Rollout, results: dic
         results[int(record.id)] = await rollout(documents[int(record.id)], ask)
     except (ServerError, asyncio.CancelledError):
         raise
+    except UserError as error:  # a package or file that is missing is missing for every document
+        raise ServerError(error) from error
     except Exception as error:  # a document must not end the task that others are in
         results[int(record.id)] = RolloutError(f"{type(error).__name__}: {error}")
     return True
@@ -155,11 +157,11 @@ class _Nowhere:
         """Nothing to write."""
 
 
-def _cause(error: ServerError) -> DataError:
+def _cause(error: ServerError) -> UserError:
     """Returns the error a user can mend that datatrove has wrapped, or one that says what it said."""
     cause: BaseException | Any = error
     while isinstance(cause, ServerError):
         cause = cause.error
-    if isinstance(cause, DataError):
+    if isinstance(cause, UserError):
         return cause
     return DataError("endpoint", None, f"does not answer ({error})", "start it, or give its address")

@@ -111,7 +111,6 @@ class Refine(Rewrite):
 
     prompt: str = "refine_v1"
     characters: int = 1024
-    quality: Quality = Quality(min_ratio=0.3, max_ratio=1.5)
     name, level, tag = "refine", "L4", "CLEANED_TEXT"
 
     def __post_init__(self):
@@ -120,6 +119,16 @@ class Refine(Rewrite):
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         return chunks.cut(text, self.characters)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompletionQuality(Quality):
+    """Thresholds of a completion: not shorter than its window, whose numbers it keeps; it may calculate with them."""
+
+    min_ratio: float = 1.0
+    max_ratio: float = 8.0
+    new_numbers: int = 1000
+    lost_numbers: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +144,7 @@ class Complete(Rewrite):
     max_tokens: int = 8192
     tokens: int = 1024
     tokenizer: str | None = None
-    quality: Quality = Quality(min_ratio=1.0, max_ratio=8.0, new_numbers=1000, lost_numbers=0.1)
+    quality: CompletionQuality = CompletionQuality()
     name, level, tag = "complete", "L5", "COMPLETED_TEXT"
 
     def __post_init__(self):
