@@ -1,6 +1,5 @@
 """Gopher, C4 and FineWeb rules against datatrove's filters, which are written by others: decision, reason and text."""
 
-import itertools
 import pathlib
 import random
 
@@ -114,13 +113,12 @@ def theirs(filter_, text):
     return (None, document.text) if kept else (reason, None)
 
 
-@pytest.mark.parametrize("tokeniser", ["spacy", "spacy-chunks"])
+@pytest.mark.parametrize("tokeniser", ["spacy-chunks", pytest.param("spacy", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("rule", "filter_"), RULES, ids=lambda kind: kind.__name__)
 def test_crafted_texts_are_decided_as_datatrove_decides_them(rule, filter_, tokeniser):
     reference, reasons = filter_(), set()
     rule = rule(tokeniser=tokeniser)
-    # spaCy takes each text whole and slowly, so it gets every third.
-    for text in itertools.islice(crafted(), 0, None, 3 if tokeniser == "spacy" else 1):
+    for text in crafted():
         expected = theirs(reference, text)
         if expected is not None:
             assert ours(rule, text) == expected, text[:200]
