@@ -162,6 +162,8 @@ READERS: dict[str, tuple[Callable[[], ModuleType], str]] = {
     "stack-exchange": (_threads, "StackExchangeReader"),
     "warc": (_readers, "WarcReader"),
 }
+
+
 def _judges() -> ModuleType:
     from davinci_jax.curation import judges
 
@@ -196,6 +198,24 @@ def _transcribe() -> ModuleType:
     from davinci_jax.curation.generation import transcribe
 
     return transcribe
+
+
+def _environments() -> ModuleType:
+    from davinci_jax.curation import environments
+
+    return environments
+
+
+def _retrieval() -> ModuleType:
+    from davinci_jax.curation import retrieval
+
+    return retrieval
+
+
+def _background() -> ModuleType:
+    from davinci_jax.curation.generation import background
+
+    return background
 
 
 # Name in a recipe -> (module, class).
@@ -237,6 +257,9 @@ OPERATIONS: dict[str, tuple[Callable[[], ModuleType], str]] = {
     "rejection-sampling": (_rejection, "RejectionSampling"),
     "transcribe": (_transcribe, "Transcribe"),
     "write-dialogues": (_dialogues, "WriteDialogues"),
+    "bring-references": (_retrieval, "BringReferences"),
+    "run-claims": (_environments, "RunClaims"),
+    "write-background": (_background, "WriteBackground"),
 }
 
 
