@@ -14,7 +14,7 @@ import importlib.metadata
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,14 @@ TOKENISERS = ("spacy", "spacy-chunks", "blanks")
 REMEMBERED = 1 << 19
 # Odd, so that multiplying by it loses nothing modulo 2^64 (the 64-bit golden ratio).
 BASE = 0x9E3779B97F4A7C15
-_MASK = (1 << 64) - 1
 _COLUMNS = ("length", "code", "power", "is_symbol", "has_letter")
 # Suffixes of one character that end no longer one; apostrophes; digits of any script.
 _MARKS, _APOSTROPHES = frozenset(',;:!?()[]{}<>_#*&"`'), frozenset("'’")
 _DIGIT, _INFIX_START = re.compile(r"\d").search, re.compile(r"[.,+\-*^~:<>=/]").search
 # The name of its symbol number 1 in a text makes spaCy raise, now and then; datatrove leaves it out when it does.
 _BREAKS_SPACY = "IS_ALPHA"
+# A bracket or quote, ASCII letters, a mark: what half of all different chunks are.
+_PLAIN = re.compile(r"([(\[\"']?)([A-Za-z]+)([.,;:!?)\]\"']?)").fullmatch
 _WORD, _PUNCTUATION, _TERMINAL = range(3)
 
 
@@ -41,8 +42,6 @@ class Vocabulary:
 
     Attributes:
       words: the words.
-      marks: whether a word is no punctuation (0), punctuation, every character of a Unicode category P (1), or what
-        spaCy's sentence splitter takes for the end of a sentence (2).
       length: int64 [>= v], characters.
       code: uint64 [>= v], polynomial hash of the characters modulo 2^64.
       power: uint64 [>= v], the base of the hash to the power of `length`: `code[a] * power[b] + code[b]` is the hash
@@ -53,8 +52,8 @@ class Vocabulary:
 
     def __init__(self):
         self.words: list[str] = []
-        self.marks: list[int] = []
-        self._ids: dict[str, int] = {}
+        self._rows: dict[str, int] = {}
+        self._described = 0
         self.length = np.zeros(4096, np.int64)
         self.code, self.power = np.zeros(4096, np.uint64), np.zeros(4096, np.uint64)
         self.is_symbol, self.has_letter = np.zeros(4096, bool), np.zeros(4096, bool)
@@ -64,24 +63,34 @@ class Vocabulary:
 
     def find(self, word: str) -> int | None:
         """Returns the number of a word, `None` if it has not been met."""
-        return self._ids.get(word)
+        return self._rows.get(word)
 
     def add(self, word: str) -> int:
-        """Returns the number of a word."""
-        row = self._ids.setdefault(word, len(self.words))
-        if row < len(self.words):
-            return row
-        if row == len(self.length):
+        """Returns the number of a word; its columns are filled by the next call of `describe`."""
+        row = self._rows.setdefault(word, len(self.words))
+        if row == len(self.words):
+            self.words.append(word)
+        return row
+
+    def describe(self) -> None:
+        """Fills the columns of the words that are new since the last call."""
+        first, last = self._described, len(self.words)
+        if first == last:
+            return
+        while last > len(self.length):
             for name in _COLUMNS:
                 setattr(self, name, np.concatenate([getattr(self, name), np.zeros_like(getattr(self, name))]))
-        self.words.append(word)
-        self.marks.append(_mark(word))
-        self.length[row] = len(word)
-        self.code[row], self.power[row] = polynomial(word), pow(BASE, len(word), 1 << 64)
+        new, rows = self.words[first:], slice(first, last)
+        self.length[rows] = list(map(len, new))
+        self.code[rows], self.power[rows] = polynomials(new, self.length[rows])
         symbols = symbol_characters()
-        self.is_symbol[row] = all(character in symbols for character in word)
-        self.has_letter[row] = any(map(str.isalpha, word))
-        return row
+        for row, word in enumerate(new, first):
+            if word.isalpha():
+                self.has_letter[row] = True
+            else:
+                self.has_letter[row] = any(map(str.isalpha, word))
+                self.is_symbol[row] = symbols.issuperset(word)
+        self._described = last
 
 
 class WordTokeniser:
@@ -100,6 +109,7 @@ class WordTokeniser:
     def _forget(self) -> None:
         self.vocabulary = Vocabulary()
         self._chunks = _Chunks(self.vocabulary, self._split)
+        self._marks: dict[int, int] = {}
         self._last = ("", np.zeros(0, np.int64))
 
     def ids(self, text: str) -> np.ndarray:
@@ -116,6 +126,7 @@ class WordTokeniser:
             ids = np.array([self.vocabulary.add(word) for word in spacy_tokens(text) if not word.isspace()], np.int64)
         else:
             ids = np.fromiter(self._rows(text.split()), np.int64)
+        self.vocabulary.describe()
         self._last = (text, ids)
         return ids
 
@@ -137,7 +148,13 @@ class WordTokeniser:
         # Blanks other than one space between words are words to spaCy, and begin a sentence.
         if self.name == "spacy" or " ".join(chunks) != line:
             return _count(map(_mark, spacy_tokens(line)))
-        return _count(map(self.vocabulary.marks.__getitem__, self._rows(chunks)))
+        return _count(self._mark(row) for row in self._rows(chunks))
+
+    def _mark(self, row: int) -> int:
+        known = self._marks.get(row)
+        if known is None:
+            known = self._marks[row] = _mark(self.vocabulary.words[row])
+        return known
 
     def _rows(self, chunks: list[str]) -> itertools.chain[int]:
         return itertools.chain.from_iterable(map(self._chunks.__getitem__, chunks))
@@ -174,12 +191,19 @@ def tokeniser_version(name: str) -> str:
         ) from error
 
 
-def polynomial(word: str) -> int:
-    """Returns the hash of the characters of a word: sum of (c + 1) BASE^i modulo 2^64, the last character at i = 0."""
-    code = 0
-    for character in word:
-        code = (code * BASE + ord(character) + 1) & _MASK
-    return code
+def polynomials(words: Sequence[str], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the hash of the characters of each word and the base to the power of its length, uint64 [n] each.
+
+    The hash is the sum of (c + 1) BASE^i modulo 2^64 over the characters c, the last of which has i = 0. No word may
+    be empty.
+    """
+    points = np.frombuffer("".join(words).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    ends = np.cumsum(lengths)
+    powers = np.full(int(lengths.max()) + 1, BASE, np.uint64)
+    powers[0] = 1
+    powers = np.multiply.accumulate(powers)
+    exponents = np.repeat(ends, lengths) - 1 - np.arange(len(points))
+    return np.add.reduceat((points + np.uint64(1)) * powers[exponents], ends - lengths), powers[lengths]
 
 
 def spacy_tokens(text: str) -> list[str]:
@@ -193,8 +217,9 @@ class SpacyChunks:
     """The words of a text without blanks by spaCy's English rules, in Python and with less searching.
 
     The algorithm is the one that spaCy's documentation describes: cut prefixes and suffixes off until an exception,
-    or nothing more, is left; keep that if it is an exception or an address; else cut it at its infixes. Rules and
-    exceptions are spaCy's own. Where an exception appears only among the pieces, spaCy is asked.
+    or nothing more, is left; keep that if it is an exception or an address; else cut it at its infixes. At last,
+    pieces side by side that spell an exception with an affix in it become that, longer ones first. Rules and
+    exceptions are spaCy's own.
     """
 
     def __init__(self):
@@ -203,26 +228,28 @@ class SpacyChunks:
         self._prefix, self._suffix = tokenizer.prefix_search, tokenizer.suffix_search
         self._infix: re.Pattern[str] = tokenizer.infix_finditer.__self__
         self._is_address = tokenizer.url_match
-        # Exceptions as the words that they would be if they were none, and how many by the first of them.
+        # Exceptions with an affix, as the words that they would be if they were none, and how many by the first one.
         exceptions, self._exceptions = self._exceptions, {}
-        plain = {text: tuple(self._by_rules(text)) for text in exceptions}
+        self._spelt = {tuple(self._by_rules(text)) for text in exceptions if self._has_affix(text)}
         self._exceptions = exceptions
-        self._hidden = {words for text, words in plain.items() if list(words) != exceptions[text]}
-        self._hidden_counts: dict[str, set[int]] = {}
-        for words in filter(None, self._hidden):
-            self._hidden_counts.setdefault(words[0], set()).add(len(words))
+        self._counts: dict[str, set[int]] = {}
+        for words in filter(None, self._spelt):
+            self._counts.setdefault(words[0], set()).add(len(words))
 
     def __call__(self, chunk: str) -> list[str]:
-        if chunk in self._exceptions:
-            return self._exceptions[chunk]
-        if chunk.isascii() and chunk.isalpha():
-            return [chunk]
+        exceptions = self._exceptions
+        if chunk in exceptions:
+            return exceptions[chunk]
+        plain = _PLAIN(chunk)
+        if plain is not None:
+            before, word, after = plain.groups()
+            # A full stop leaves a small letter or two capitals; after one capital it is an initial.
+            initial = after == "." and not (word[-1] >= "a" or word[-2:-1].isupper())
+            if not initial and exceptions.keys().isdisjoint((word, before + word, word + after)):
+                return [part for part in (before, word, after) if part]
         if _BREAKS_SPACY in chunk:
             return spacy_tokens(chunk)
-        words = self._by_rules(chunk)
-        if len(words) > 1 and self._may_hide_exception(words):
-            return [token for token in spacy_tokens(chunk) if not token.isspace()]
-        return words
+        return self._join_exceptions(self._by_rules(chunk))
 
     def _by_rules(self, chunk: str) -> list[str]:
         """Returns the words of a chunk in which no exception appears among the pieces."""
@@ -237,6 +264,9 @@ class SpacyChunks:
             words += [rest] if self._is_address(rest) else self._cut(rest)
         words += reversed(suffixes)
         return words
+
+    def _has_affix(self, text: str) -> bool:
+        return any(search(text) is not None for search in (self._prefix, self._suffix, self._infix.search))
 
     def _affixes(self, text: str) -> tuple[list[str], str, list[str]]:
         """Returns prefixes from the outside in, what is left, and suffixes from the outside in."""
@@ -303,13 +333,28 @@ class SpacyChunks:
                 yield found.span()
             position = found.end() if found else candidate.end()
 
-    def _may_hide_exception(self, words: list[str]) -> bool:
-        """Whether words that stand side by side spell an exception which has other words."""
-        for first, word in enumerate(words):
-            for count in self._hidden_counts.get(word, ()):
-                if tuple(words[first : first + count]) in self._hidden:
-                    return True
-        return False
+    def _join_exceptions(self, words: list[str]) -> list[str]:
+        """Returns the words with those side by side that spell an exception in its place."""
+        spans = [
+            (first, first + count)
+            for first, word in enumerate(words)
+            for count in self._counts.get(word, ())
+            if first + count <= len(words) and tuple(words[first : first + count]) in self._spelt
+        ]
+        if not spans:
+            return words
+        taken: set[int] = set()
+        chosen: dict[int, int] = {}
+        for first, end in sorted(spans, key=lambda span: (span[0] - span[1], span[0])):
+            if first not in taken and end - 1 not in taken:
+                chosen[first] = end
+            taken.update(range(first, end))  # also by a span that is not chosen
+        joined, at = [], 0
+        while at < len(words):
+            end = chosen.get(at)
+            joined += [words[at]] if end is None else self._exceptions["".join(words[at:end])]
+            at = at + 1 if end is None else end
+        return joined
 
 
 @functools.cache
