@@ -32,17 +32,26 @@ _PHONE = re.compile(
     re.ASCII,
 )
 _VERSION = re.compile(r"(?:version|release|v|ver\.?)[ :=]*$", re.IGNORECASE)
-# Public formats of the issuers; the last group is for values that an assignment calls secret.
+# Public formats of the issuers, each with the words of which one must be in the text for it to be looked for.
 _SECRETS = (
-    re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY[A-Z ]*)-----.{20,8192}?-----END \1-----", re.S),
-    re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
-    re.compile(r"\b(?:ghp|gho|ghu|ghs|ghr)_[A-Za-z0-9]{36,}\b|\bgithub_pat_\w{22,}\b"),
-    re.compile(r"\bglpat-[\w-]{20,}|\bxox[abeprs]-[\w-]{10,}|\bAIza[\w-]{35}|\bhf_[A-Za-z0-9]{30,}\b"),
-    re.compile(r"\bsk-(?:[A-Za-z]+-)?[A-Za-z0-9_-]{20,}|\b[rs]k_live_[A-Za-z0-9]{20,}\b|\bnpm_[A-Za-z0-9]{36}\b|\bpypi-[\w-]{50,}"),
-    re.compile(r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"),
-)  # fmt: skip
-_ASSIGNED = re.compile(
-    r"(?i:(?:password|passwd|secret|token|api_?key|access_?key|private_?key)\w*)[\"']?\s*[:=]\s*[\"']([^\s\"']{12,256})[\"']"
+    (("PRIVATE KEY",), r"-----BEGIN ([A-Z ]*PRIVATE KEY[A-Z ]*)-----.{20,8192}?-----END \1-----"),
+    (("AKIA", "ASIA"), r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
+    (("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), r"\bgh[pousr]_[A-Za-z0-9]{36,}\b"),
+    (("github_pat_",), r"\bgithub_pat_\w{22,}\b"),
+    (("glpat-",), r"\bglpat-[\w-]{20,}"),
+    (("xox",), r"\bxox[abeprs]-[\w-]{10,}"),
+    (("AIza",), r"\bAIza[\w-]{35}"),
+    (("hf_",), r"\bhf_[A-Za-z0-9]{30,}\b"),
+    (("sk-",), r"\bsk-(?:[A-Za-z]+-)?[A-Za-z0-9_-]{20,}"),
+    (("k_live_",), r"\b[rs]k_live_[A-Za-z0-9]{20,}\b"),
+    (("npm_", "pypi-"), r"\bnpm_[A-Za-z0-9]{36}\b|\bpypi-[\w-]{50,}"),
+    (("eyJ",), r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"),
+)
+_SECRET_PATTERNS = tuple((words, re.compile(pattern, re.DOTALL)) for words, pattern in _SECRETS)
+# A value in quotes that is assigned, and what stands before it where the assignment calls it secret.
+_ASSIGNED = re.compile(r"[:=]\s{0,4}[\"']([^\s\"']{12,256})[\"']")
+_CALLED_SECRET = re.compile(
+    r"(?:password|passwd|secret|token|api_?key|access_?key|private_?key)\w{0,40}[\"']?\s{0,4}$", re.IGNORECASE
 )
 
 
@@ -99,9 +108,10 @@ def replace(text: str, kinds: tuple[str, ...] = KINDS) -> tuple[str, collections
         text = pattern.sub(put, text)
 
     if "secret" in kinds:
-        for pattern in _SECRETS:
-            cut(pattern, "secret", lambda found: True)
-        cut(_ASSIGNED, "secret", lambda found: _looks_random(found.group(1)), group=1)
+        for words, pattern in _SECRET_PATTERNS:
+            if any(word in text for word in words):
+                cut(pattern, "secret", lambda found: True)
+        cut(_ASSIGNED, "secret", _is_called_secret, group=1)
     if "email" in kinds and "@" in text:
         cut(_EMAIL, "email", _is_real_address)
     if "ip" in kinds:
@@ -126,6 +136,11 @@ def _is_public(found: re.Match[str]) -> bool:
         return False
     before = found.string[max(found.start() - 12, 0) : found.start()]
     return address.is_global and not address.is_multicast and not _VERSION.search(before)
+
+
+def _is_called_secret(found: re.Match[str]) -> bool:
+    before = found.string[max(found.start() - 64, 0) : found.start()]
+    return _CALLED_SECRET.search(before) is not None and _looks_random(found.group(1))
 
 
 def _looks_random(value: str) -> bool:
