@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import hashlib
 import json
 import pathlib
 import platform
@@ -53,7 +54,8 @@ class RunClaims:
         checks.positive(self.name, wall_seconds=self.wall_seconds, memory_bytes=self.memory_bytes)
 
     def parameters(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "python": platform.python_version()}
+        code = hashlib.sha256(_DRIVER.read_bytes() + sandbox.CHILD.read_bytes()).hexdigest()
+        return {**dataclasses.asdict(self), "python": platform.python_version(), "driver": code}
 
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         for document in documents:

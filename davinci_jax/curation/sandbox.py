@@ -18,7 +18,7 @@ from davinci_jax.errors import ConfigError, DataError
 from davinci_jax.experiment import checks
 
 ISOLATIONS = ("namespaces", "limits")
-_CHILD = pathlib.Path(__file__).with_name("sandbox_child.py")
+CHILD = pathlib.Path(__file__).with_name("sandbox_child.py")
 # Sockets of services, shared memory, and the user's own files: unreadable in there.
 _HIDDEN = ("/run", "/dev/shm")
 
@@ -119,7 +119,7 @@ def _run(folder: str, files: Mapping[str, str], arguments: Sequence[str], limits
     reader, writer = os.pipe()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, open(reader, "rb") as report:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_CHILD), str(writer)],
+            [sys.executable, "-I", "-S", str(CHILD), str(writer)],
             stdin=subprocess.PIPE, stdout=output, stderr=errors, pass_fds=(writer,), start_new_session=True,
             env={"LANG": "C.UTF-8"},
         )  # fmt: skip

@@ -111,9 +111,9 @@ def test_names_of_files_stay_in_the_folder():
 
 def test_a_machine_without_namespaces_is_told_never_silently_weaker(monkeypatch, tmp_path):
     refuses = tmp_path / "refuses.py"
-    text = sandbox._CHILD.read_text()
+    text = sandbox.CHILD.read_text()
     assert "CLONE_NEWUSER | CLONE_NEWNS" in text
     refuses.write_text(text.replace("CLONE_NEWUSER | CLONE_NEWNS", "1 | CLONE_NEWUSER | CLONE_NEWNS"))
-    monkeypatch.setattr(sandbox, "_CHILD", refuses)
+    monkeypatch.setattr(sandbox, "CHILD", refuses)
     with pytest.raises(DataError, match="isolation='limits'"):
         run("print(1)")

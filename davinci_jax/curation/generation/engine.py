@@ -58,7 +58,7 @@ def run(client: Client, documents: Sequence[Document], rollout: Rollout, model: 
     try:
         asyncio.run(runner.run_async([Record(text="", id=str(n)) for n in range(len(documents))]))
     except ServerError as error:
-        raise _cause(error) from error
+        raise _cause(error, client) from error
     finally:
         logger.enable("datatrove.pipeline.inference")
     return [results[n] for n in range(len(documents))]
@@ -157,11 +157,12 @@ class _Nowhere:
         """Nothing to write."""
 
 
-def _cause(error: ServerError) -> UserError:
-    """Returns the error a user can mend that datatrove has wrapped, or one that says what it said."""
+def _cause(error: ServerError, client: Client) -> UserError:
+    """Returns the error a user can mend that datatrove has wrapped; otherwise it waited for the server in vain."""
     cause: BaseException | Any = error
     while isinstance(cause, ServerError):
         cause = cause.error
     if isinstance(cause, UserError):
         return cause
-    return DataError("endpoint", None, f"does not answer ({error})", "start it, or give its address")
+    problem = f"does not answer within {client.endpoint.patience:g} s"
+    return DataError("endpoint", client.endpoint.url, problem, "start it, or give its address")
