@@ -218,6 +218,12 @@ def _background() -> ModuleType:
     return background
 
 
+def _annotate() -> ModuleType:
+    from davinci_jax.curation.generation import annotate
+
+    return annotate
+
+
 # Name in a recipe -> (module, class).
 OPERATIONS: dict[str, tuple[Callable[[], ModuleType], str]] = {
     "c4-quality": (_c4, "C4Quality"),
@@ -260,6 +266,8 @@ OPERATIONS: dict[str, tuple[Callable[[], ModuleType], str]] = {
     "bring-references": (_retrieval, "BringReferences"),
     "run-claims": (_environments, "RunClaims"),
     "write-background": (_background, "WriteBackground"),
+    "annotate": (_annotate, "Annotate"),
+    "apply-strategy": (_refine, "ApplyStrategy"),
 }
 
 

@@ -97,7 +97,7 @@ class Client:
 
     def __init__(self, endpoint: Endpoint, store: GenerationStore):
         self.endpoint, self.store = endpoint, store
-        self.sent = 0  # requests that went out, repetitions included
+        self.asked = 0  # generations asked for, whether they were kept or had to be bought
         self._waiting: dict[str, asyncio.Future] = {}
         self._failed_in_a_row = 0
         self._http = None
@@ -136,6 +136,7 @@ class Client:
           RequestFailed: the server has no usable answer to this request.
           DataError: the server is down or refuses, or the answer cannot be kept.
         """
+        self.asked += 1
         key = request_key({"chat": self.endpoint.chat, **payload})
         while key in self._waiting:
             await asyncio.wait([self._waiting[key]])
@@ -172,7 +173,6 @@ class Client:
         import httpx
 
         path = "/v1/chat/completions" if self.endpoint.chat else "/v1/completions"
-        self.sent += 1
         try:
             response = await self._http.post(self.endpoint.base + path, json=dict(payload))
         except httpx.ConnectError as error:

@@ -87,18 +87,21 @@ class Generative(abc.ABC):
         return self if self.store else dataclasses.replace(self, store=str(folder / f"{task:05d}"))
 
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
-        from davinci_jax.curation.generation import engine
-
         documents = list(documents)
-        client = Client(self._endpoint(), self._open_store())
-        for document, result in zip(
-            documents, engine.run(client, documents, self.rollout, self.model, self.concurrency), strict=True
-        ):
-            made = str(result) if isinstance(result, engine.RolloutError) else self.finish(document, result)
+        results, _ = self.results(documents)
+        for document, result in zip(documents, results, strict=True):
+            made = str(result) if isinstance(result, Exception) else self.finish(document, result)
             if isinstance(made, str):
                 reject(document, made)
             else:
                 yield from made
+
+    def results(self, documents: Sequence[Document]) -> tuple[list[Any], int]:
+        """Returns (the result of each rollout, or the `RolloutError` in its place; generations that they used)."""
+        from davinci_jax.curation.generation import engine
+
+        client = Client(self._endpoint(), self._open_store())
+        return engine.run(client, documents, self.rollout, self.model, self.concurrency), client.asked
 
     @abc.abstractmethod
     async def rollout(self, document: Document, ask: Ask) -> Any:

@@ -59,6 +59,10 @@ class Rewrite(Generative):
         """Returns [start, end) of the pieces of a text."""
         raise NotImplementedError
 
+    def sections(self, core: str) -> list[tuple[str, str]]:
+        """Returns (title, text) of the material of a request, the piece last."""
+        return [("TEXT", core)]
+
     async def rollout(self, document: Document, ask: Ask) -> list[Piece]:
         if document.questions:
             return []
@@ -79,7 +83,8 @@ class Rewrite(Generative):
         if not core:
             return Piece(start, end, text, "")
         read = self._reader(core)
-        said, trouble = await self.first_good(ask, [("TEXT", core)], f"{document.id}[{start}:{end}]", read, turn)
+        label = f"{document.id}[{start}:{end}]"
+        said, trouble = await self.first_good(ask, self.sections(core), label, read, turn)
         return Piece(start, end, before + said + after, "") if said is not None else Piece(start, end, text, trouble)
 
     def _reader(self, core: str) -> Read:
@@ -119,6 +124,22 @@ class Refine(Rewrite):
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         return chunks.cut(text, self.characters)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ApplyStrategy(Refine):
+    """Rewrites pieces of a document by a strategy, such as one that `davinci_jax.curation.evolve` has found.
+
+    Attributes:
+      strategy: instructions in words.
+    """
+
+    strategy: str
+    prompt: str = "rewrite_v1"
+    name, tag = "apply-strategy", "REWRITTEN_TEXT"
+
+    def sections(self, core: str) -> list[tuple[str, str]]:
+        return [("STRATEGY", self.strategy), *super().sections(core)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
