@@ -16,8 +16,9 @@ _NO_TEXT = re.compile(
 _MISREAD = re.compile(
     "[ÂÃÄÅÎÏÐÑØÙ][\u0080-\u00bfŒœŠšŸŽžƒˆ˜–—‘’‚“”„†‡•…‰‹›€™]|[âãåæçè][\u0080-\u00bf€‚„…†‡‰‹›œž“”™š]{2}"
 )
-# Six or more characters between blanks with hardly a letter or digit among them.
-_NOISE = re.compile(r"(?<!\S)(?:[^\w\s]+\w?){2,}[^\w\s]*(?!\S)")
+# A stretch between blanks in which no two letters or digits stand side by side; each mark is read in one way only,
+# or a long ruler would be tried in exponentially many.
+_NOISE = re.compile(r"(?<!\S)\w?[^\w\s](?:\w?[^\w\s])+\w?(?!\S)")
 _CID = re.compile(r"\(cid:\d+\)")
 
 

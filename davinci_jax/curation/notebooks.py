@@ -13,7 +13,7 @@ from davinci_jax.curation.pipeline import Reject
 from davinci_jax.errors import ConfigError
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_IMAGE = re.compile(r"!\[([^\]]*)\]\((?:data:|attachment:)[^)]*\)")
+_IMAGE = re.compile(r"!\[([^\]]{0,500})\]\((?:data:|attachment:)[^)]*\)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,6 +32,9 @@ _MARKS, _APOSTROPHES = frozenset(',;:!?()[]{}<>_#*&"`'), frozenset("'’")
 _DIGIT, _INFIX_START = re.compile(r"\d").search, re.compile(r"[.,+\-*^~:<>=/]").search
 # The name of its symbol number 1 in a text makes spaCy raise, now and then; datatrove leaves it out when it does.
 _BREAKS_SPACY = "IS_ALPHA"
+_TAIL = 48  # characters; spaCy's suffixes and what they look back at have fewer than 20
+# Characters between blanks beyond which a stretch is one word: data, which spaCy would take hours to cut.
+LONGEST = 50_000
 # A bracket or quote, ASCII letters, a mark: what half of all different chunks are.
 _PLAIN = re.compile(r"([(\[\"']?)([A-Za-z]+)([.,;:!?)\]\"']?)").fullmatch
 _WORD, _PUNCTUATION, _TERMINAL = range(3)
@@ -247,6 +250,8 @@ class SpacyChunks:
             initial = after == "." and not (word[-1] >= "a" or word[-2:-1].isupper())
             if not initial and exceptions.keys().isdisjoint((word, before + word, word + after)):
                 return [part for part in (before, word, after) if part]
+        if len(chunk) > LONGEST:
+            return [chunk]
         if _BREAKS_SPACY in chunk:
             return spacy_tokens(chunk)
         return self._join_exceptions(self._by_rules(chunk))
@@ -302,7 +307,8 @@ class SpacyChunks:
         # A unit or a currency follows a digit, "'s" an apostrophe; no other suffix ends in a letter or digit.
         if last.isascii() and last.isalnum() and text[-2:-1] not in _APOSTROPHES and not _DIGIT(text):
             return 0
-        found = self._suffix(text)
+        # The end decides: no suffix is longer, but for a row of full stops.
+        found = self._suffix(text if text[-_TAIL:].strip(".") == "" else text[-_TAIL:])
         return found.end() - found.start() if found else 0
 
     def _cut(self, text: str) -> list[str]:
