@@ -13,6 +13,7 @@ from davinci_jax.curation.evolve import Evolution
 from davinci_jax.curation.generation.annotate import Annotate
 from davinci_jax.curation.generation.refine import ApplyStrategy
 from davinci_jax.curation.labels import LabelledText, read_labels
+from davinci_jax.curation.ngrams import NGrams
 from davinci_jax.errors import ConfigError, DataError
 from davinci_jax.experiment.curation import Step
 
@@ -92,10 +93,15 @@ def test_a_model_that_says_nothing_of_use(tmp_path):
 def test_a_classifier_is_a_judge(tmp_path):
     words = {"0": "click buy now cart", "1": "proof lemma energy cell"}
     texts = [LabelledText(f"{words[str(n % 2)]} w{n}", str(n % 2)) for n in range(200)]
-    classifier.train(texts, tmp_path / "value", name="value")
+    classifier.train(texts, tmp_path / "value", name="value", ngrams=NGrams(bits=10))
     low, high = evolve.judge_by(str(tmp_path / "value"))(["click buy now", "proof of the lemma"])
     assert low < 0.3 < 0.7 < high
-    classifier.train([LabelledText(t.text, "ab"[int(t.label)]) for t in texts], tmp_path / "kind", name="kind")
+    classifier.train(
+        [LabelledText(t.text, "ab"[int(t.label)]) for t in texts],
+        tmp_path / "kind",
+        name="kind",
+        ngrams=NGrams(bits=10),
+    )
     with pytest.raises(ConfigError, match="are no grades"):
         evolve.judge_by(str(tmp_path / "kind"))
 

@@ -91,6 +91,7 @@ def test_the_original_stays_where_a_model_fails(name, tmp_path):
     assert len(server.payloads) == 20 + 2  # the failed piece was put again, once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_a_document_below_95_percent_is_put_again_and_then_rejected(name, tmp_path):
     made, rejects, server = run(

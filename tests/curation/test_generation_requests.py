@@ -18,6 +18,9 @@ from davinci_jax.curation.generation.refine import Refine
 from davinci_jax.curation.generation.store import GenerationStore, request_key
 from davinci_jax.errors import ConfigError, DataError
 
+# Servers that are slow, down or killed take their time.
+pytestmark = pytest.mark.slow
+
 SENTENCE = "The melting point of the alloy rises with the share of tungsten, as the second series of samples shows. "
 
 
