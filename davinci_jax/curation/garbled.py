@@ -47,7 +47,8 @@ def garbled_characters(text: str) -> int:
     """Returns how many characters of a text are garbled, each counted once."""
     spans = [found.span() for pattern in (_NO_TEXT, _MISREAD, _CID) for found in pattern.finditer(text)]
     for found in _NOISE.finditer(text):
-        if len(found.group()) >= 6 and len(set(found.group())) >= 4:
+        stretch = found.group()
+        if len(stretch) >= 6 and len(set(stretch)) >= 4 and 4 * sum(map(str.isalnum, stretch)) <= len(stretch):
             spans.append(found.span())
     count = end = 0
     for first, last in sorted(spans):
