@@ -22,7 +22,7 @@ def corpus(count=40, seed=0):
     for n in range(count):
         rare = [f"concept{n // 2}x{k}" for k in range(5)]
         extra = [f"detail{n}x{k}" for k in range(6)]
-        words = [*rare, *extra, *random.choice(FILLER, 30).tolist()]
+        words = [*rare, *extra, *random.choice(FILLER, int(random.integers(10, 60))).tolist()]
         random.shuffle(words)
         documents.append(Document(id=f"d{n:02}", text=" ".join(words) + ".", group=f"g{n}", questions=((0, 4),)))
     return documents
