@@ -1,6 +1,6 @@
 """Writes the resolved JSON of the shipped configs anew, after a change that is meant.
 
-Usage: python tests/golden/renew.py [config name ...]    (default: all of configs/)
+Usage: python tests/golden/renew.py [config name ...]    (default: all experiments of configs/)
 """
 
 import pathlib
@@ -13,7 +13,8 @@ CONFIGS = GOLDEN.parents[1] / "configs"
 
 
 def main(names: list[str]) -> None:
-    for name in names or sorted(file.stem for file in CONFIGS.glob("*.py")):
+    experiments = (file.stem for file in CONFIGS.glob("*.py") if not file.stem.startswith("curation_"))
+    for name in names or sorted(experiments):
         file = GOLDEN / f"{name}.json"
         file.write_text(to_json(load_config(CONFIGS / f"{name}.py")))
         print(f"wrote {file}")
