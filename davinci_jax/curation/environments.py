@@ -31,7 +31,7 @@ class RunClaims:
 
     Claims are the examples of docstrings, assertions that run on import, and functions `test_...` without parameters;
     of a text, its `>>>` examples. Each document runs twice in sandboxes of its own: an output that differs between
-    the two holds no claim and is not told, so the same documents give the same result again.
+    the two is not told, and a claim holds if it held in both: the same documents give the same result again.
 
     Attributes:
       keep: "all" documents, those whose claims were "executed", or those of which all claims are "holding".
@@ -133,8 +133,9 @@ def annotation(claims: dict[str, Any], is_python: bool) -> str:
 
 
 def _steady(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Returns an example or test as it came twice; one that came differently does not hold."""
-    return first if first == second else {**first, "holds": False, "got": "something else each time"}
+    """Returns an example or test that ran twice: it holds if it held both times, and tells what came both times."""
+    got = first["got"] if first["got"] == second["got"] else "something else each time"
+    return {**first, "holds": first["holds"] and second["holds"], "got": got}
 
 
 def _claims(document: Document) -> tuple[str | None, int]:

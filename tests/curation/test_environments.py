@@ -74,6 +74,7 @@ def test_claims_of_a_module_are_counted_and_told():
         ("x = 1\n", "none"),
         ("def f(:\n    assert 1\n", "none"),
         ('"""\n>>> import random; random.random()\n0.5\n>>> object()\n<object object at 0x7f>\n"""\n', "fail"),
+        ('"""\n>>> object()\n<object object at 0x...>\n"""\n', "hold"),
         ("def test_escape():\n    open('/tmp/escaped', 'w')\n", "fail"),
     ],
 )
