@@ -8,6 +8,7 @@ follow from that before every launch, so they can never speak for another recipe
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import multiprocess
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
@@ -445,7 +447,16 @@ class _Quiet:
 
 
 class _Local(_Quiet, LocalPipelineExecutor):
-    pass
+    def run(self) -> None:
+        if self.workers > 1:
+            # Its manager process would be forked off this one, which may have threads of JAX or of the progress bar.
+            multiprocess.set_start_method(self.start_method, force=True)
+            super().run()
+            return
+        pipeline = self.pipeline
+        for rank in self.get_incomplete_ranks():
+            self.pipeline = copy.deepcopy(pipeline)
+            self._run_for_rank(rank)
 
 
 class _Ray(_Quiet, RayPipelineExecutor):
