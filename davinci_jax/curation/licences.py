@@ -21,7 +21,7 @@ _HEAD = 4096  # characters in which a file states its licence
 _TAG = re.compile(r"SPDX-License-Identifier:\s*([A-Za-z0-9.+\-() ]{2,100})")
 # Sentences that stand in the licence itself or in its notice; blanks are single, letters small.
 _PHRASES = (
-    (re.compile(r"licensed under the apache license,? version 2\.0"), "Apache-2.0"),
+    (re.compile(r"apache license,? version 2\.0"), "Apache-2.0"),
     (re.compile(r"permission is hereby granted, free of charge, to any person obtaining a copy"), "MIT"),
     (re.compile(r"permission to use, copy, modify, and/?(?:or)? distribute this software for any purpose"), "ISC"),
     (re.compile(r"redistributions? in binary form.{0,2000}?neither the name"), "BSD-3-Clause"),
@@ -43,7 +43,10 @@ _TOKENS = re.compile(r"\(|\)|[^\s()]+")
 
 @dataclasses.dataclass(frozen=True)
 class FindLicence:
-    """Gives a document without a licence the one that its first 4,096 characters state, if they do."""
+    """Gives a document without a licence the one that its first 4,096 characters state, else that of its repository.
+
+    The reader of git repositories leaves that in `metadata["repository_licence"]`.
+    """
 
     name = "find-licence"
     level = "L2"
@@ -53,7 +56,9 @@ class FindLicence:
 
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         for document in documents:
-            found = None if document.licence else stated_licence(document.text)
+            found = None
+            if not document.licence:
+                found = stated_licence(document.text) or document.metadata.get("repository_licence")
             yield dataclasses.replace(document, licence=found) if found else document
 
 

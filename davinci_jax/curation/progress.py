@@ -14,8 +14,11 @@ from rich.progress import Progress as Bar
 from davinci_jax.curation.inputs import Plan
 
 if TYPE_CHECKING:
+    from davinci_jax.curation.corpus import CorpusOperation
     from davinci_jax.curation.engine import Work
+    from davinci_jax.curation.pipeline import Operation
     from davinci_jax.curation.run import Prepared
+    from davinci_jax.experiment.curation import CuratedSource
 
 _SECONDS = 0.5
 
@@ -35,6 +38,19 @@ def show_prepared(prepared: Prepared, whole: Sequence[bool], console: Console) -
         names = (["L0 acquire"] if n == 0 else []) + names
         state = "[green]there[/]" if done else "[yellow]to do[/]"
         console.print(f"  {stage.hash}  {state}  {' · '.join(names)}", highlight=False, soft_wrap=True)
+
+
+def show_waiting(
+    source: CuratedSource, operations: Sequence[Operation | CorpusOperation], waits: Sequence[str], console: Console
+) -> None:
+    """Prints the steps of a source whose input other sources have yet to make."""
+    names = " · ".join(f"{operation.level} {operation.name}" for operation in operations)
+    console.print(
+        f"[bold]{source.name}[/]  {source.domain}, {source.level} as declared; goes on from {', '.join(waits)}, "
+        f"not there yet\n  {names}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 class Progress:

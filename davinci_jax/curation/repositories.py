@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import re
 import subprocess
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from davinci_jax.curation.inputs import MAX_BYTES, Acquired, no_files
+from davinci_jax.curation.licences import stated_licence
 from davinci_jax.curation.places import Item, Place
 from davinci_jax.errors import DataError
 
@@ -28,6 +30,7 @@ _ALONE = {
 }
 _SETTINGS = ("safe.directory=*", "core.fsmonitor=false", "core.hooksPath=/dev/null", "protocol.allow=never")
 _SECONDS = 600
+_LICENCE_FILE, _LICENCE_BYTES = re.compile(r"(?:licen[cs]e|copying|unlicense)(?:[-.]\w+)*", re.IGNORECASE), 2**20
 
 
 class _Blob(NamedTuple):
@@ -39,6 +42,9 @@ class _Blob(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class GitReader:
     """Every file of every repository in a folder, as bytes; a repository is a working copy or a bare one.
+
+    Where files like LICENSE or COPYING at its top state licences that are known, all of them joined by AND are the
+    `metadata["repository_licence"]` of each file; a file may still state another.
 
     Attributes:
       revision: commit, branch or tag.
@@ -59,7 +65,7 @@ class GitReader:
         for folder in _repositories(place):
             commit = self._commit(folder)
             relative = folder.relative_to(place.folder).as_posix()
-            size = sum(blob.size for blob in self._blobs(folder, commit)) if commit else 0
+            size = sum(blob.size for blob in self._chosen(_blobs(folder, commit))) if commit else 0
             refused = "" if commit else f"has no revision {self.revision!r}"
             found.append(Item(relative, size, commit, refused=refused))
         return found
@@ -68,12 +74,14 @@ class GitReader:
         folder, prefix = place.folder / item.path, "" if item.path == "." else f"{item.path}/"
         time = _git(folder, "show", "-s", "--format=%cI", item.stamp).decode().strip()
         with _Contents(folder) as contents:
-            for blob in self._blobs(folder, item.stamp):
+            blobs = _blobs(folder, item.stamp)
+            licence = _licence(blobs, contents)
+            for blob in self._chosen(blobs):
                 refused = f"more than {self.max_bytes} bytes" if blob.size > self.max_bytes else ""
                 yield Acquired(
                     prefix + blob.path,
                     raw=b"" if refused else contents.read(blob),
-                    metadata={"path": blob.path, "repository": folder.resolve().name, "time": time},
+                    metadata={"path": blob.path, "repository": folder.resolve().name, "time": time, **licence},
                     provenance={"commit": item.stamp},
                     refused=refused,
                 )
@@ -85,16 +93,19 @@ class GitReader:
         except OSError:
             return ""
 
-    def _blobs(self, folder: pathlib.Path, commit: str) -> list[_Blob]:
-        """Returns the regular files of a commit; links and submodules are none."""
-        found = []
-        for line in _git(folder, "ls-tree", "-r", "-l", "-z", commit).split(b"\0"):
-            head, _, raw_path = line.partition(b"\t")
-            mode, kind, digest, size = head.decode().split() if head else ("", "", "", "")
-            path = raw_path.decode("utf-8", "backslashreplace")
-            if kind == "blob" and mode != "120000" and (not self.suffixes or path.lower().endswith(self.suffixes)):
-                found.append(_Blob(path, digest, int(size)))
-        return found
+    def _chosen(self, blobs: list[_Blob]) -> list[_Blob]:
+        return [blob for blob in blobs if not self.suffixes or blob.path.lower().endswith(self.suffixes)]
+
+
+def _blobs(folder: pathlib.Path, commit: str) -> list[_Blob]:
+    """Returns the regular files of a commit; links and submodules are none."""
+    found = []
+    for line in _git(folder, "ls-tree", "-r", "-l", "-z", commit).split(b"\0"):
+        head, _, raw_path = line.partition(b"\t")
+        mode, kind, digest, size = head.decode().split() if head else ("", "", "", "")
+        if kind == "blob" and mode != "120000":
+            found.append(_Blob(raw_path.decode("utf-8", "backslashreplace"), digest, int(size)))
+    return found
 
 
 class _Contents:
@@ -128,6 +139,16 @@ class _Contents:
         raw = self._process.stdout.read(int(head[2]))
         self._process.stdout.read(1)
         return raw
+
+
+def _licence(blobs: list[_Blob], contents: _Contents) -> dict[str, str]:
+    """Returns the licences that the files at the top of a repository state, as metadata; nothing where none does."""
+    files = [blob for blob in blobs if _LICENCE_FILE.fullmatch(blob.path) and blob.size < _LICENCE_BYTES]
+    texts = [contents.read(blob).decode("utf-8", "replace") for blob in files]
+    stated = sorted({licence for text in texts if (licence := stated_licence(text))})
+    # Where one of several is compound, AND must not bind into it.
+    joined = stated[0] if len(stated) == 1 else " AND ".join(f"({licence})" for licence in stated)
+    return {"repository_licence": joined} if stated else {}
 
 
 def _repositories(place: Place) -> list[pathlib.Path]:

@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import fcntl
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -126,14 +126,19 @@ def curate(config: CurationConfig, console: Console | None = None) -> list[Curat
 def show_plan(config: CurationConfig, console: Console | None = None) -> None:
     """Prints files, tasks and stages of every source, and which stages are there; changes nothing.
 
+    A source that goes on from an earlier one of the config shows its steps alone until that one is made.
+
     Raises:
       ConfigError, DataError: as `curate` does.
     """
     from davinci_jax.curation import engine
-    from davinci_jax.curation.progress import show_prepared
+    from davinci_jax.curation.progress import show_prepared, show_waiting
 
     check(config)
-    for source in config.sources:
+    for n, source in enumerate(config.sources):
+        if waits := _unmade(config, source, config.sources[:n]):
+            show_waiting(source, _operations(source), waits, console or Console())
+            continue
         prepared = prepare(config, source)
         tasks = len(prepared.plan.tasks)
         whole = [engine.is_whole(engine.Paths(prepared.folder / stage.hash), tasks) for stage in prepared.stages]
@@ -226,6 +231,17 @@ def _write_card(prepared: Prepared, funnel: dict[str, Any]) -> None:
     if any(known.get(name) != value for name, value in card.items()):
         made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         funnels.write_json(file, {**card, "made": made, "made_by": f"davinci-jax {davinci_jax.__version__}"})
+
+
+def _unmade(config: CurationConfig, source: CuratedSource, earlier: Sequence[CuratedSource]) -> list[str]:
+    """Returns the earlier sources that a source reads and that have no result yet."""
+    folders = {other.name: source_folder(config, other.name) / "current" for other in earlier}
+    read = [pathlib.Path(given.path) for given in source.inputs]
+    return [
+        name
+        for name, folder in folders.items()
+        if not folder.exists() and any(path.is_relative_to(folder) for path in read)
+    ]
 
 
 def _absolute(path: str) -> str:

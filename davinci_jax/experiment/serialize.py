@@ -48,9 +48,9 @@ def to_dict(value: Any) -> Any:
     return value
 
 
-def to_json(experiment: Experiment) -> str:
-    """Returns the resolved experiment as indented JSON."""
-    return json.dumps(to_dict(experiment), indent=2) + "\n"
+def to_json(config: Config) -> str:
+    """Returns an experiment or a curation config as indented JSON, every field resolved."""
+    return json.dumps(to_dict(config), indent=2) + "\n"
 
 
 def from_json(text: str, origin: str = "experiment.json") -> Experiment:

@@ -1,22 +1,21 @@
 """Writes the resolved JSON of the shipped configs anew, after a change that is meant.
 
-Usage: python tests/golden/renew.py [config name ...]    (default: all experiments of configs/)
+Usage: python tests/golden/renew.py [config name ...]    (default: all of configs/)
 """
 
 import pathlib
 import sys
 
-from davinci_jax.experiment import load_config, to_json
+from davinci_jax.experiment import load_any, to_json
 
 GOLDEN = pathlib.Path(__file__).parent
 CONFIGS = GOLDEN.parents[1] / "configs"
 
 
 def main(names: list[str]) -> None:
-    experiments = (file.stem for file in CONFIGS.glob("*.py") if not file.stem.startswith("curation_"))
-    for name in names or sorted(experiments):
+    for name in names or sorted(file.stem for file in CONFIGS.glob("*.py")):
         file = GOLDEN / f"{name}.json"
-        file.write_text(to_json(load_config(CONFIGS / f"{name}.py")))
+        file.write_text(to_json(load_any(CONFIGS / f"{name}.py")))
         print(f"wrote {file}")
 
 

@@ -23,9 +23,12 @@ def pair(parent: Document, suffix: str, question: str, answer: str, **metadata: 
 def unpair(document: Document) -> tuple[str, str]:
     """Returns the question and the answer of a document; an empty question if it has none that stands alone.
 
-    They are `metadata["question"]` and `metadata["answer"]`, else the one marked question and the text after it.
+    They are `metadata["question"]`, or else a text without marked questions, and `metadata["answer"]` (for code
+    `metadata["tests"]` will do); or the one marked question and the text after it.
     """
     question, answer = document.metadata.get("question"), document.metadata.get("answer", "")
+    if not isinstance(question, str) and not document.questions and {"answer", "tests"} & document.metadata.keys():
+        question = document.text
     if isinstance(question, str):
         return question.strip(), str(answer).strip()
     if len(document.questions) != 1:
