@@ -7,6 +7,7 @@ went wrong to the descriptor that its first argument names.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -21,7 +22,12 @@ CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
 )  # fmt: skip
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x4000, 0x40000
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 1
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+# Inside, the program is an ordinary user: becoming it takes every capability away that the preparation had, so what was
+# made read-only cannot be undone.
+USER_INSIDE = 0
+# The fewest that the kernel takes for a process namespace, where it takes any (Linux 6.14 and later).
+LEAST_PROCESSES = 301
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,13 +51,20 @@ def _leave_machine() -> None:
     """New user, mount, network, process and message namespaces; the caller's user becomes the one user in there."""
     user, group = os.getuid(), os.getgid()
     _check(_libc.unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC), "unshare")
-    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{USER_INSIDE} {user} 1"),
+        ("gid_map", f"{USER_INSIDE} {group} 1"),
+    ):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
 
 
-def _hide_machine(folder: str, hidden: list[str], size: int) -> None:
-    """Makes every file system read-only, empties hidden folders and gives `folder` a writable memory of `size`."""
+def _hide_machine(folder: str, hidden: list[str], size: int, processes: int) -> None:
+    """Makes every file system read-only, empties hidden folders and gives `folder` a writable memory of `size`.
+
+    Bounds the processes too, as far as the kernel can: the limit that `_limit` sets does not bind a superuser.
+    """
     _mount("none", "/", None, MS_REC | MS_PRIVATE)
     attributes = _MountAttributes(set=MOUNT_ATTR_RDONLY)
     _check(
@@ -65,6 +78,8 @@ def _hide_machine(folder: str, hidden: list[str], size: int) -> None:
             _mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, "size=4k")
     try:  # the processes of the machine, with what their environment holds, are none of the program's business
         _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV)
+        with contextlib.suppress(OSError), open("/proc/sys/kernel/pid_max", "w") as file:
+            file.write(str(max(LEAST_PROCESSES, processes)))
     except OSError:  # a container that masks parts of /proc forbids a fresh one
         _mount("tmpfs", "/proc", "tmpfs", MS_NOSUID | MS_NODEV, "size=4k")
     _mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, f"size={size}")
@@ -102,6 +117,7 @@ def _program(request: dict[str, Any]) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     _limit(request["limits"])
+    _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     os.execve(request["arguments"][0], request["arguments"], request["environment"])
 
 
@@ -118,7 +134,8 @@ def main() -> int:
             if inside:
                 return _supervise(inside)
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            _hide_machine(request["folder"], request["hidden"], request["limits"]["disk_bytes"])
+            limits = request["limits"]
+            _hide_machine(request["folder"], request["hidden"], limits["disk_bytes"], limits["processes"])
         _write_files(request["folder"], request["files"])
     except OSError as error:
         os.write(report, str(error).encode())

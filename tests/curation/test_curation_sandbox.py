@@ -104,6 +104,44 @@ def test_other_processes_are_out_of_sight():
     assert run(f"import os; os.kill({os.getpid()}, 9)").errors.rstrip().endswith("No such process")
 
 
+@needs_namespaces
+def test_what_is_read_only_cannot_be_undone_from_inside(tmp_path):
+    program = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+attributes = (ctypes.c_uint64 * 4)(0, 1, 0, 0)
+print(libc.syscall(442, -100, b"/", 0x8000, attributes, 32), libc.umount2(b"/proc", 2), libc.sethostname(b"x", 1))
+print([line for line in open("/proc/self/status") if line.startswith("CapEff")][0].split()[1].strip("0"))
+"""
+    assert run(program).output == "-1 -1 -1\n\n"
+    nested = "import ctypes; libc = ctypes.CDLL(None); print(libc.unshare(0x10000000 | 0x20000))\n" + program
+    target = tmp_path / "precious"
+    outcome = run(f"{nested}\nopen({str(target)!r}, 'w')")
+    assert not target.exists()
+    assert "Error" in outcome.errors
+
+
+@needs_namespaces
+def test_processes_are_bounded_and_gone_afterwards():
+    program = """
+import os, time
+born = 0
+try:
+    while born < 1000:
+        if not os.fork():
+            time.sleep(47.75)
+        born += 1
+except OSError as error:
+    print(born, error)
+"""
+    outcome = run(program, Limits(wall_seconds=6, processes=50))
+    assert outcome.status == "ok", outcome
+    assert 10 < int(outcome.output.split()[0]) < 310
+    time.sleep(0.5)
+    inside = [path for path in pathlib.Path("/proc").glob("[0-9]*/cmdline") if b"program.py" in _read(path)]
+    assert inside == []
+
+
 def test_names_of_files_stay_in_the_folder():
     with pytest.raises(ConfigError, match="no plain file name"):
         sandbox.run({"../escape.py": ""}, ("x",))
