@@ -25,7 +25,7 @@ SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 # Inside, the program is an ordinary user: becoming it takes every capability away that the preparation had, so what was
 # made read-only cannot be undone.
-USER_INSIDE = 0
+USER_INSIDE = 1000
 # The fewest that the kernel takes for a process namespace, where it takes any (Linux 6.14 and later).
 LEAST_PROCESSES = 301
 
