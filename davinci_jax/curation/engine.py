@@ -440,7 +440,8 @@ class _Quiet:
             except Exception as error:
                 # Ray keeps exceptions of tasks to itself.
                 line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                self.logging_dir.open(_ERROR_FILE, "w").write(line)
+                with self.logging_dir.open(_ERROR_FILE, "w") as told:
+                    told.write(line)
                 raise
             finally:
                 logger.remove()
