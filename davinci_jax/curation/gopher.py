@@ -191,8 +191,19 @@ class NGrams:
         bound = (len(codes) - len(counts)) * characters.max()
         if bound <= enough:
             return bound
-        _, inverse = np.unique(codes, return_inverse=True)
-        return _greedy(inverse.tolist(), characters.tolist(), n)
+        _, first, kinds = np.unique(codes, return_index=True, return_inverse=True)
+        repeats = np.flatnonzero(first[kinds] != np.arange(len(codes)))
+        bound = self._covered_characters(repeats, n)
+        if bound <= enough:
+            return bound
+        return _greedy(repeats.tolist(), kinds[repeats].tolist(), first[kinds[repeats]].tolist(), characters, n)
+
+    def _covered_characters(self, starts: np.ndarray, n: int) -> int:
+        """Returns the characters of the words that lie in an n-gram which begins at one of the places."""
+        edges = np.zeros(len(self._lengths) + 1, np.int64)
+        np.add.at(edges, starts, 1)
+        np.add.at(edges, starts + n, -1)
+        return int(self._lengths[np.cumsum(edges[:-1]) > 0].sum())
 
     def _spaced_codes(self, n: int) -> np.ndarray:
         """Returns uint64 [words - n + 1], a hash of the words of each n-gram, which knows where each begins."""
@@ -224,15 +235,27 @@ def _run_lengths(values: np.ndarray) -> np.ndarray:
     return np.diff(np.append(starts, len(values)))
 
 
-def _greedy(kinds: list[int], characters: list[int], n: int) -> int:
-    seen: set[int] = set()
-    total = position = 0
-    while position < len(kinds):
-        kind = kinds[position]
-        if kind in seen:
-            total += characters[position]
-            position += n
-        else:
-            seen.add(kind)
-            position += 1
+def _greedy(repeats: list[int], kinds: list[int], first: list[int], characters: np.ndarray, n: int) -> int:
+    """Returns the characters of the n-grams that came before, where reading goes on behind each one that did.
+
+    What is skipped so has not been read: an n-gram that stood only there comes for the first time.
+
+    Args:
+      repeats: places of n-grams that stand at an earlier place too, in order.
+      kinds: which n-gram each of them is.
+      first: its first place.
+      characters: int64 [places], of the n-gram at each place.
+      n: its words.
+    """
+    skipped, read_again = bytearray(len(characters) + n), set()
+    total = end = 0
+    for place, kind, earliest in zip(repeats, kinds, first, strict=True):
+        if place < end:
+            continue
+        if skipped[earliest] and kind not in read_again:
+            read_again.add(kind)
+            continue
+        total += int(characters[place])
+        end = place + n
+        skipped[place + 1 : end] = b"\1" * (n - 1)
     return total

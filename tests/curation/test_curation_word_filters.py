@@ -83,6 +83,8 @@ def crafted():
     yield "\n".join([*lines, "if (x) { return; } is code."])
     yield "\n".join([*lines, "x" * 1200 + " is a long word."])
     yield "The end is near.  ) And so on.\tTabs here. [12] And more [citation needed]. Final line." * 3
+    for words in (1, 2, 3):  # newlines a word on either side of the bound
+        yield "\n".join(" ".join([f"{'x' * 36}{n}"] * 1 + [f"y{n}"] * words) + "." for n in range(40))
     yield "\u2028".join(lines)
     yield "的。".join(["这是一个句子"] * 30)
     for n in (5, 6, 7, 8, 9, 10):
