@@ -4,11 +4,14 @@ import glob
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
+import scripted_server
 
 from davinci_jax.curation.generation import prompts
 from davinci_jax.curation.generation.store import GenerationStore
@@ -69,8 +72,8 @@ def config():
 """
 
 
-def curate(root, url, required=0.0, max_ratio=1.5):
-    """Runs the command in a process of its own, as a user does; returns it with documents and rejects."""
+def start(root, url, required=0.0, max_ratio=1.5):
+    """Starts the command in a process of its own, as a user does."""
     source, config = root / "raw.jsonl", root / "config.py"
     source.write_text("".join(json.dumps({"id": f"t{n}", "text": text}) + "\n" for n, text in enumerate(TEXTS)))
     common = {"endpoint": url, "model": "tiny", "max_tokens": 16, "attempts": 1, "rounds": 1, "required": required}
@@ -83,7 +86,17 @@ def curate(root, url, required=0.0, max_ratio=1.5):
         "curate",
         str(config),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+
+
+def curate(root, url, **settings):
+    """Runs the command to its end; returns it with documents and rejects."""
+    process = start(root, url, **settings)
+    output, errors = process.communicate()
+    done = subprocess.CompletedProcess(process.args, process.returncode, output, errors)
     folder = root / "curated" / "papers" / "current"
     return done, *([json.loads(line) for line in _lines(folder / name)] for name in ("documents", "rejects"))
 
@@ -132,3 +145,30 @@ def test_a_server_that_is_down_stops_the_run_with_one_line(tmp_path):
     assert "http://127.0.0.1:9': does not answer within 2 s; start it" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert documents == rejects == []
+
+
+def test_a_command_that_is_killed_pays_no_request_twice(tmp_path):
+    answered = []
+
+    def script(payload, times):
+        (text,) = scripted_server.material(payload)
+        tag = "CLEANED_TEXT" if "messages" in payload else "COMPLETED_TEXT"
+        if len(answered) >= 4 and not script.free:
+            return scripted_server.Reply("", delay=1.0, status=503)
+        answered.append(payload)
+        return f"<{tag}>{text}</{tag}>"
+
+    script.free = False
+    with scripted_server.serve(script) as server:
+        process = start(tmp_path, server.url)
+        while len(answered) < 4 or server.at_once < 1:
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.2)  # the last answer arrives
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        script.free = True
+        done, documents, _ = curate(tmp_path, server.url)
+    assert done.returncode == 0, done.stderr
+    assert [document["text"] for document in documents] == TEXTS
+    assert len(server.paid) == len({json.dumps(payload) for payload in server.paid}) == 6
