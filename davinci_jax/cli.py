@@ -11,10 +11,13 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from davinci_jax.errors import ConfigError, UserError, nearest
-from davinci_jax.experiment import Experiment, apply_overrides, load_config
+from davinci_jax.experiment import CurationConfig, Experiment, apply_overrides, load_any, load_config
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Modules that load JAX are imported by the verbs that need them, so that `davinci --help` answers at once.
 
@@ -23,8 +26,6 @@ _PIPE_WIDTH = 140  # of tables that go to a file or another program, where no wi
 
 def plan(args: argparse.Namespace) -> None:
     """Print what a run would do; changes nothing."""
-    from rich.console import Console
-
     from davinci_jax.training.plan import make_plan
     from davinci_jax.training.plan_view import show_plan
 
@@ -34,14 +35,28 @@ def plan(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(result, indent=2))
     else:
-        show_plan(result, Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=_PIPE_WIDTH))
+        show_plan(result, _wide_console())
 
 
 def curate(args: argparse.Namespace) -> None:
-    """Make the documents of the sources that the project can curate itself."""
+    """Bring sources through their recipes: documents, what was dropped and why, cards, a report."""
     from davinci_jax.curation.run import curate as run
+    from davinci_jax.curation.run import show_plan
 
-    run(_experiment(args))
+    config = _curation(args)
+    if config is None:
+        print("curate: no source of this config has a recipe; the user's own documents are left as they are")
+    elif args.plan:
+        show_plan(config)
+    else:
+        run(config)
+
+
+def cards(args: argparse.Namespace) -> None:
+    """Print the sources of a config with domain, tokens, level and stages, as the report's table 2."""
+    from davinci_jax.curation.cards import print_cards
+
+    print_cards(_any(args), as_json=args.json, console=_wide_console())
 
 
 def shard(args: argparse.Namespace) -> None:
@@ -88,10 +103,13 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def trace(args: argparse.Namespace) -> None:
-    """Show which documents a step of a run saw, down to their lineage."""
-    from davinci_jax.training.trace import print_trace
+    """Show which documents a step of a run saw, or the way of one token back to the file that it came from."""
+    from davinci_jax.training.trace import print_token, print_trace
 
-    print_trace(_experiment(args), args.step, as_json=args.json)
+    if args.sequence is None:
+        print_trace(_experiment(args), args.step, as_json=args.json)
+    else:
+        print_token(_experiment(args), args.step, args.sequence, args.column, as_json=args.json)
 
 
 def to_hf(args: argparse.Namespace) -> None:
@@ -114,6 +132,25 @@ def report(args: argparse.Namespace) -> None:
     from davinci_jax.science.report import write_report
 
     print(f"written to {write_report(_experiment(args).run.path)}")
+
+
+def _wide_console() -> Console:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=_PIPE_WIDTH)
+
+
+def _any(args: argparse.Namespace) -> Experiment | CurationConfig:
+    config = load_any(args.config)
+    return _experiment(args) if isinstance(config, Experiment) else apply_overrides(config, args.overrides)
+
+
+def _curation(args: argparse.Namespace) -> CurationConfig | None:
+    """Returns what a config curates, `None` for an experiment whose documents are all the user's own."""
+    from davinci_jax.curation.recipes import builtin_sources
+
+    config = _any(args)
+    return builtin_sources(config) if isinstance(config, Experiment) else config
 
 
 def _experiment(args: argparse.Namespace) -> Experiment:
@@ -142,7 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     verbs.choices["plan"].add_argument(
         "--devices", type=int, metavar="N", help="devices to plan for (default: those the mesh names, else 1)"
     )
-    _verb(verbs, curate)
+    _verb(verbs, curate).add_argument("--plan", action="store_true", help="show what would be done; changes nothing")
+    _verb(verbs, cards).add_argument("--json", action="store_true", help="print JSON")
     _verb(verbs, shard).add_argument(
         "--source", action="append", metavar="NAME", help="only this source; may be repeated"
     )
@@ -157,6 +195,8 @@ def _parser() -> argparse.ArgumentParser:
     _generate_options(_step(_verb(verbs, generate)))
     one = _verb(verbs, trace)
     one.add_argument("--step", type=int, required=True, metavar="N", help="the step, 1 is the first")
+    one.add_argument("--sequence", type=int, metavar="S", help="a sequence of the step: follow one token of it")
+    one.add_argument("--column", type=int, default=0, metavar="C", help="which token of the sequence (default: 0)")
     one.add_argument("--json", action="store_true", help="print JSON, one document a line")
     _verb(verbs, report)
     convert = verbs.add_parser("convert", help="To and from Hugging Face folders.").add_subparsers(

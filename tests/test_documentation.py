@@ -26,6 +26,24 @@ def test_the_recipe_of_the_data_page_describes_a_run():
     assert isinstance(names["config"](), Experiment)
 
 
+def test_the_recipe_of_the_curation_page_can_be_run(tmp_path):
+    from rich.console import Console
+
+    from davinci_jax.curation.run import check, curate
+    from davinci_jax.experiment import apply_overrides
+
+    text = (ROOT / "docs" / "curation.md").read_text()
+    names = {}
+    exec(re.findall(r"```python\n(.*?)```", text, re.S)[0], names)
+    config = names["config"]()
+    check(config)
+    [override] = re.findall(r"sources\.manuals\.recipe\S+", text)
+    (tmp_path / "page.html").write_text("<html><body><p>" + "A sentence of the manual. " * 200 + "</p></body></html>")
+    places = [f"root={tmp_path}", f"sources.manuals.inputs.0.path={tmp_path}", "workers=1"]
+    [result] = curate(apply_overrides(config, [override, *places]), Console(quiet=True))
+    assert result.funnel["steps"][1]["documents_out"] == 1
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

@@ -36,12 +36,12 @@ class DecodeUtf8:
                 continue
             text = text.replace("\r\n", "\n").replace("\r", "\n")
             if text:
-                yield dataclasses.replace(document, text=text, raw=b"")
+                yield document.with_text(text)
             else:
                 reject(document, "empty")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class DocstringPages:
     """Turns a Python file into pages of documentation: one for the module, each function, and each class with its
     methods. The source is parsed, never imported. `pydoc` topics become a page each.
@@ -50,8 +50,6 @@ class DocstringPages:
     common indentation. Names are left out of the key that tells duplicates.
     """
 
-    # Two recipes read the pages of the same files; parsing is what takes the time.
-    _memo: dict[str, list[Document]] = dataclasses.field(default_factory=dict)
     name = "docstring-pages"
     level = "L1"
 
@@ -61,24 +59,16 @@ class DocstringPages:
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         for document in documents:
             try:
-                pages = self._pages(document)
+                pages = list(_pages(document))
             except (SyntaxError, ValueError, RecursionError) as error:
                 reject(document, f"does not parse ({error})")
                 continue
             if not pages:
                 reject(document, "no docstring")
             for page in pages:
-                yield dataclasses.replace(page, lineage=document.lineage, licence=document.licence)
-
-    def _pages(self, document: Document) -> list[Document]:
-        if document.id not in self._memo:
-            if document.id == TOPICS:
-                self._memo[document.id] = list(_topic_pages(document))
-            else:
-                self._memo[document.id] = [
-                    _page(document, entry, docstrings) for entry, docstrings in _entries(document).items()
-                ]
-        return self._memo[document.id]
+                yield dataclasses.replace(
+                    page, lineage=document.lineage, licence=document.licence, metadata=document.metadata
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +92,7 @@ class DoctestPairs:
             for name, start, end in document.parts:
                 if ">>>" not in document.text[start:end]:
                     continue
-                part = dataclasses.replace(document, id=f"{document.id}#{name}", key=None, parts=())
+                part = dataclasses.replace(document, id=f"{document.id}#{name}", parts=())
                 try:
                     examples = parser.get_examples(document.text[start:end])
                 except ValueError as error:
@@ -129,15 +119,22 @@ def _pairs(examples: list[doctest.Example]) -> tuple[str, tuple[tuple[int, int],
     return text[:-1], tuple(questions)
 
 
+def _pages(document: Document) -> Iterator[Document]:
+    if document.id == TOPICS:
+        yield from _topic_pages(document)
+    else:
+        for entry, docstrings in _entries(document).items():
+            yield _page(document, entry, docstrings)
+
+
 def _page(document: Document, entry: str, docstrings: list[tuple[str, str, str]]) -> Document:
     text, parts = "", []
     for name, signature, docstring in docstrings:
         text += f"{name}{signature}\n\n"
         parts.append((name, len(text), len(text) + len(docstring)))
         text += docstring + "\n\n"
-    key = "\n\n".join(docstring for _, _, docstring in docstrings)
     identity = f"{document.id}::{entry}"
-    return Document(id=identity, text=text[:-1], group=document.group, level="L1", parts=tuple(parts), key=key)
+    return Document(id=identity, text=text[:-1], group=document.group, level="L1", parts=tuple(parts))
 
 
 def _topic_pages(document: Document) -> Iterator[Document]:

@@ -1,19 +1,17 @@
-"""L0: the Python files of the standard library and of installed packages, as bytes with their provenance."""
+"""Where the standard library and installed packages have their Python files, with version and licence."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
 import importlib.metadata
 import importlib.util
 import pathlib
 import platform
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from davinci_jax.curation.documents import Document
-from davinci_jax.curation.pipeline import Reject
 from davinci_jax.errors import DataError
 
 STANDARD_LIBRARY = "python"
@@ -49,6 +47,7 @@ class Package:
         yield from sorted(found)
 
 
+@functools.cache
 def find_package(name: str) -> Package:
     """Returns an installed package by its import name, without importing it; "python" is the standard library.
 
@@ -74,38 +73,3 @@ def _licence(metadata: Any) -> str | None:
         "License :: OSI Approved :: Apache Software License": "Apache-2.0",
     }
     return next((known[classifier] for classifier in classifiers if classifier in known), None)
-
-
-@dataclasses.dataclass(frozen=True)
-class AcquireFiles:
-    """Reads every Python file of the packages, leaving nothing out."""
-
-    packages: Sequence[Package]
-    name = "acquire-files"
-    level = "L0"
-
-    def parameters(self) -> dict[str, Any]:
-        return {"packages": {package.name: package.version for package in self.packages}}
-
-    def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
-        yield from documents
-        for package in self.packages:
-            empty = True
-            for path, file in package.files():
-                empty = False
-                yield self._acquire(package, path, file)
-            if empty:
-                raise DataError(
-                    "package",
-                    package.name,
-                    "is installed without its .py files",
-                    "use a Python installation that has its library as source",
-                )
-
-    def _acquire(self, package: Package, path: str, file: pathlib.Path) -> Document:
-        raw = file.read_bytes()
-        name = f"{package.name}/{path}"
-        provenance = {"package": package.name, "version": package.version, "path": path}
-        provenance["sha256"] = hashlib.sha256(raw).hexdigest()
-        record = {"operation": self.name, "level": self.level, "parameters": provenance}
-        return Document(id=name, group=name, raw=raw, licence=package.licence, lineage=(record,))

@@ -1,23 +1,37 @@
-"""Operations in a row, with a funnel that counts what each takes and gives and the rejects it names."""
+"""Operations on a stream of documents, with a funnel that counts what each takes and gives and the rejects it names."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
+import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from davinci_jax.curation.documents import Document
+from davinci_jax.errors import UserError
 
 Reject = Callable[[Document, str], None]
+# Trouble of the machine: another document would meet it too, and a task that goes on would lose all of them.
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
 
 
 @runtime_checkable
 class Operation(Protocol):
-    """One step of curation: an acquisition, a rule, or in time a classifier or a language model.
+    """One step of curation: an extraction, a rule, a classifier or a language model.
+
+    An operation is a frozen dataclass: its fields are the parameters that a recipe may give. It keeps nothing
+    from one call of `apply` to the next.
 
     Attributes:
       name: what it does, as lineage and funnel show it.
       level: its Darwin level, "L0" to "L9".
+      batch: optional, 1 where it is left out: how many documents one call of `apply` is given. Should the call
+        raise, the engine gives it the documents one by one and rejects the one that raises.
+      bind: optional, `bind(folder, task)` returns the operation that works in that task. The folder belongs to the
+        operation's name in this source and outlives edits of the recipe: raw generations of a model lie there. Whoever
+        uses it keys what it keeps by all that decides it.
     """
 
     name: str
@@ -32,66 +46,124 @@ class Operation(Protocol):
 
 @dataclasses.dataclass
 class FunnelStep:
-    """What one operation took and gave, in documents and bytes."""
+    """What one operation took and gave; seconds are its own, without those of what comes before it."""
 
     operation: str
     level: str
     parameters: dict[str, Any]
     documents_in: int = 0
     bytes_in: int = 0
+    tokens_in: float = 0
     documents_out: int = 0
     bytes_out: int = 0
+    tokens_out: float = 0
     rejected: int = 0
+    seconds: float = 0
 
 
-@dataclasses.dataclass
-class Pipeline:
-    """Operations applied in order to a stream; counts are complete once the stream has been read to its end.
+class Witness(Protocol):
+    """Sees what happens to the documents of a task: keeps counts, rejects and samples."""
 
-    Attributes:
-      operations: in order; the first acquires and takes no documents.
-      on_reject: called with operation, document and reason for every document that is dropped.
+    def took(self, step: FunnelStep, document: Document) -> None:
+        """A document goes into an operation."""
+
+    def gave(self, step: FunnelStep, document: Document, before: Document | None) -> None:
+        """A document leaves an operation; `before` is what it was, where the operation got one of that id."""
+
+    def rejected(self, step: FunnelStep, document: Document, reason: str) -> None:
+        """An operation drops a document."""
+
+
+def through(
+    operation: Operation, step: FunnelStep, documents: Iterator[Document], witness: Witness
+) -> Iterator[Document]:
+    """Yields the documents that leave an operation, with its record in their lineage.
+
+    A document with which the operation raises is rejected with the exception as its reason.
+
+    Raises:
+      UserError, ImportError: the operation cannot work at all.
+      OSError: the disk is full or read-only.
     """
-
-    operations: Sequence[Operation]
-    on_reject: Callable[[str, Document, str], None] = lambda operation, document, reason: None
-    funnel: list[FunnelStep] = dataclasses.field(default_factory=list)
-
-    def run(self) -> Iterator[Document]:
-        """Yields the documents that leave the last operation."""
-        documents: Iterator[Document] = iter(())
-        for operation in self.operations:
-            step = FunnelStep(operation.name, operation.level, operation.parameters())
-            self.funnel.append(step)
-            documents = self._through(operation, step, documents)
-        return documents
-
-    def _through(self, operation: Operation, step: FunnelStep, documents: Iterator[Document]) -> Iterator[Document]:
-        record = {"operation": step.operation, "level": step.level, "parameters": step.parameters}
-
-        def counted() -> Iterator[Document]:
-            for document in documents:
-                step.documents_in += 1
-                step.bytes_in += document.size
-                yield document
-
-        def reject(document: Document, reason: str) -> None:
-            step.rejected += 1
-            self.on_reject(step.operation, document, reason)
-
-        for document in operation.apply(counted(), reject):
-            step.documents_out += 1
-            step.bytes_out += document.size
-            # L0 stamps its own record, with the provenance of the one document.
-            lineage = document.lineage if step.level == "L0" else (*document.lineage, record)
-            yield dataclasses.replace(document, lineage=lineage, level=max(document.level, step.level))
+    size = getattr(operation, "batch", 1)
+    while batch := list(itertools.islice(documents, size)):
+        for document in batch:
+            witness.took(step, document)
+        started = time.perf_counter()
+        results, rejects = _attempt(operation, batch)
+        step.seconds += time.perf_counter() - started
+        for document, reason in rejects:
+            witness.rejected(step, document, reason)
+        before = {document.id: document for document in batch}
+        for document in results:
+            result = _stamped(document, step, batch if document.id not in before else ())
+            witness.gave(step, result, before.get(document.id))
+            yield result
 
 
-def show_funnel(funnel: Sequence[FunnelStep]) -> str:
-    """Returns the funnel as a table of one line an operation."""
-    lines = [f"  {'level':5} {'operation':22} {'documents':>17} {'megabytes':>17} {'rejected':>8}"]
-    for step in funnel:
-        documents = f"{step.documents_in:>7} -> {step.documents_out:>6}"
-        size = f"{step.bytes_in / 1e6:>7.2f} -> {step.bytes_out / 1e6:>6.2f}"
-        lines.append(f"  {step.level:5} {step.operation:22} {documents:>17} {size:>17} {step.rejected:>8}")
-    return "\n".join(lines)
+def through_corpus(
+    apply: Callable[[Iterator[Document], Reject], Iterator[Document]],
+    step: FunnelStep,
+    documents: Iterator[Document],
+    witness: Witness,
+) -> Iterator[Document]:
+    """Yields the documents that leave the last pass of a corpus operation, with its record in their lineage."""
+    upstream = 0.0
+
+    def taken() -> Iterator[Document]:
+        nonlocal upstream
+        while True:
+            started = time.perf_counter()
+            document = next(documents, None)
+            upstream += time.perf_counter() - started
+            if document is None:
+                return
+            witness.took(step, document)
+            yield document
+
+    results = apply(taken(), lambda document, reason: witness.rejected(step, document, reason))
+    while True:
+        started, waited = time.perf_counter(), upstream
+        document = next(results, None)
+        step.seconds += time.perf_counter() - started - (upstream - waited)
+        if document is None:
+            return
+        result = _stamped(document, step, ())
+        witness.gave(step, result, None)
+        yield result
+
+
+def is_fatal(error: Exception) -> bool:
+    """Whether an exception is trouble of the config or the machine, not of the document at hand."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL_DISK
+    return isinstance(error, (UserError, ImportError))
+
+
+def _attempt(operation: Operation, batch: Sequence[Document]) -> tuple[list[Document], list[tuple[Document, str]]]:
+    rejects: list[tuple[Document, str]] = []
+    try:
+        results = list(operation.apply(iter(batch), lambda document, reason: rejects.append((document, reason))))
+        for document in results:
+            document.text.encode(), document.id.encode()  # half of a surrogate pair could not be written
+        return results, rejects
+    except Exception as error:
+        if is_fatal(error):
+            raise
+        if len(batch) == 1:
+            return [], [(batch[0], f"{operation.name} failed ({type(error).__name__}: {error})"[:1000])]
+    results, rejects = [], []
+    for document in batch:
+        more, dropped = _attempt(operation, [document])
+        results += more
+        rejects += dropped
+    return results, rejects
+
+
+def _stamped(document: Document, step: FunnelStep, parents: Sequence[Document]) -> Document:
+    """Returns the document with the operation's record; one cut out of another names the one that it came from."""
+    record: dict[str, Any] = {"operation": step.operation, "level": step.level, "parameters": step.parameters}
+    named = [parent.id for parent in parents if document.id.startswith(parent.id)]
+    if named:
+        record["from"] = max(named, key=len)
+    return dataclasses.replace(document, lineage=(*document.lineage, record), level=max(document.level, step.level))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from davinci_jax.curation.documents import BUILTIN_SCHEME
-from davinci_jax.curation.extract import TOPICS, DecodeUtf8, DocstringPages, DoctestPairs
-from davinci_jax.curation.installation import STANDARD_LIBRARY, AcquireFiles, Package, find_package
-from davinci_jax.curation.pipeline import Operation
-from davinci_jax.curation.rules import DropDuplicates, DropGarbled, DropPaths, DropShort, DropUnparsable
+from davinci_jax.curation.extract import TOPICS
+from davinci_jax.curation.installation import STANDARD_LIBRARY
 from davinci_jax.errors import ConfigError, nearest
+from davinci_jax.experiment import Experiment, Source
+from davinci_jax.experiment.curation import CuratedSource, CurationConfig, Input, Step
 
 SCIENTIFIC = ("numpy", "scipy")
 
@@ -19,6 +17,21 @@ PACKAGES = {
     "docs": (STANDARD_LIBRARY,),
     "scientific-docs": SCIENTIFIC,
     "doctests": (STANDARD_LIBRARY, *SCIENTIFIC),
+}
+_DECODED = (Step("decode-utf8"), Step("drop-garbled"))
+_PAGES = (Step("drop-paths"), *_DECODED, Step("docstring-pages"))
+RECIPES = {
+    "source": (
+        # The topics of `pydoc` are prose in a file of source: they belong to the documentation.
+        Step("drop-paths", paths=(TOPICS,)),
+        *_DECODED,
+        Step("drop-unparsable"),
+        Step("drop-short", characters=100),
+        Step("exact-duplicates"),
+    ),
+    "docs": (*_PAGES, Step("drop-short", characters=80), Step("exact-duplicates")),
+    "scientific-docs": (*_PAGES, Step("drop-short", characters=80), Step("exact-duplicates")),
+    "doctests": (*_PAGES, Step("doctest-pairs"), Step("drop-short", characters=60), Step("exact-duplicates")),
 }
 
 
@@ -35,20 +48,21 @@ def recipe_name(documents: str) -> str:
     return name
 
 
-def build(recipe: str, pages: DocstringPages, find: Callable[[str], Package] = find_package) -> Sequence[Operation]:
-    """Returns the operations of a recipe.
+def builtin_sources(experiment: Experiment) -> CurationConfig | None:
+    """Returns the curation of an experiment's sources whose `documents` name a built-in recipe, `None` without any."""
+    data = experiment.data
+    sources = tuple(_curated(item) for item in data.sources if (item.documents or "").startswith(BUILTIN_SCHEME))
+    # Small tasks, so that two cores share the little that there is.
+    return CurationConfig(root=data.root, sources=sources, task_bytes=8 * 2**20) if sources else None
 
-    Args:
-      recipe: a key of `PACKAGES`.
-      pages: shared between recipes, so that a file is parsed once.
-      find: finds a package by name.
-    """
-    packages = tuple(find(name) for name in PACKAGES[recipe])
-    # The topics of `pydoc` are prose in a file of source: they belong to the documentation.
-    prose = (TOPICS,) if recipe == "source" else ()
-    acquire = (AcquireFiles(packages), DropPaths(prose), DecodeUtf8(), DropGarbled())
-    if recipe == "source":
-        return (*acquire, DropUnparsable(), DropShort(100), DropDuplicates())
-    if recipe == "doctests":
-        return (*acquire, pages, DoctestPairs(), DropShort(60), DropDuplicates())
-    return (*acquire, pages, DropShort(80), DropDuplicates())
+
+def _curated(source: Source) -> CuratedSource:
+    recipe = recipe_name(source.documents)
+    return CuratedSource(
+        name=source.name,
+        domain=source.domain,
+        level=source.level,
+        inputs=tuple(Input(kind="python-installation", path=package) for package in PACKAGES[recipe]),
+        recipe=RECIPES[recipe],
+        stages=source.stages,
+    )

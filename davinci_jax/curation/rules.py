@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import ast
 import dataclasses
-import hashlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ _TEST_FOLDERS = frozenset({"test", "tests", "_tests", "idle_test"})
 _GARBLED = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufffd\U000f0000-\U0010ffff]")
 
 
-class _Rule(abc.ABC):
+class Rule(abc.ABC):
     """A rule that looks at one document at a time."""
 
     level = "L2"
@@ -41,7 +40,7 @@ class _Rule(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class DropPaths(_Rule):
+class DropPaths(Rule):
     """Drops files by name: test suites, whose data is broken on purpose, and files named one by one.
 
     Attributes:
@@ -49,7 +48,7 @@ class DropPaths(_Rule):
     """
 
     paths: tuple[str, ...] = ()
-    name = "drop-tests"
+    name = "drop-paths"
 
     def parameters(self) -> dict[str, Any]:
         return {"folders": sorted(_TEST_FOLDERS), "paths": list(self.paths)}
@@ -62,19 +61,19 @@ class DropPaths(_Rule):
 
 
 @dataclasses.dataclass(frozen=True)
-class DropShort(_Rule):
+class DropShort(Rule):
     """Drops documents with fewer than `characters` characters, blanks at the ends not counted."""
 
     characters: int
     name = "drop-short"
 
     def reason(self, document: Document) -> str | None:
-        length = len((document.text if document.key is None else document.key).strip())
+        length = len(document.key.strip())
         return f"{length} characters, below {self.characters}" if length < self.characters else None
 
 
 @dataclasses.dataclass(frozen=True)
-class DropGarbled(_Rule):
+class DropGarbled(Rule):
     """Drops documents in which more than `share` of the characters are no text."""
 
     share: float = 0.01
@@ -88,7 +87,7 @@ class DropGarbled(_Rule):
 
 
 @dataclasses.dataclass(frozen=True)
-class DropUnparsable(_Rule):
+class DropUnparsable(Rule):
     """Drops Python source that is no program to the Python that runs."""
 
     name = "drop-unparsable"
@@ -99,28 +98,6 @@ class DropUnparsable(_Rule):
         except (SyntaxError, ValueError, RecursionError) as error:
             return f"does not parse ({error})"
         return None
-
-
-@dataclasses.dataclass(frozen=True)
-class DropDuplicates:
-    """Drops a document whose text, blanks at the ends not counted, an earlier one had; the first is kept."""
-
-    name = "drop-duplicates"
-    level = "L2"
-
-    def parameters(self) -> dict[str, Any]:
-        return {"match": "exact"}
-
-    def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
-        first: dict[bytes, str] = {}
-        for document in documents:
-            text = document.text if document.key is None else document.key
-            digest = hashlib.sha256(text.strip().encode()).digest()[:16]
-            kept = first.setdefault(digest, document.id)
-            if kept == document.id:
-                yield document
-            else:
-                reject(document, f"same text as {kept}")
 
 
 def parse(text: str) -> ast.Module:

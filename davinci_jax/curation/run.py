@@ -1,27 +1,27 @@
-"""`davinci curate`: the documents of every built-in source of an experiment, written once."""
+"""`davinci curate`: sources through their recipes, one after the other; what is there already stays as it is."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
-import hashlib
-import json
+import datetime
+import fcntl
 import pathlib
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from davinci_jax.curation import recipes
-from davinci_jax.curation.documents import BUILTIN_SCHEME, Document, documents_path, write_lines
-from davinci_jax.curation.extract import DocstringPages
-from davinci_jax.curation.installation import Package, find_package
-from davinci_jax.curation.pipeline import FunnelStep, Operation, Pipeline, show_funnel
-from davinci_jax.errors import DataError
-from davinci_jax.experiment import Experiment, Source
-from davinci_jax.files import write_atomically
+from rich.console import Console
 
-DOCUMENTS_FILE, FUNNEL_FILE = "documents.jsonl", "funnel.json"
+import davinci_jax
+from davinci_jax.curation import funnel as funnels
+from davinci_jax.curation.documents import CURATED
+from davinci_jax.curation.inputs import Plan, Reader, field, make_plan
+from davinci_jax.curation.registry import build, build_reader
+from davinci_jax.curation.report import write_report
+from davinci_jax.curation.stages import Stage, split
+from davinci_jax.errors import DataError
+from davinci_jax.experiment import to_dict
+from davinci_jax.experiment.curation import CuratedSource, CurationConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Curated:
 
     Attributes:
       source: name of the source.
-      folder: where its documents lie.
-      funnel: `funnel.json` as read back: recipe, documents, bytes, pairs, steps.
-      built: whether the documents were written now; `False` means that they were there already.
+      folder: where its result lies: documents/, rejects/, samples/, funnel.json, card.json.
+      funnel: `funnel.json` as read back.
+      built: whether anything was computed; `False` means that it was all there already.
     """
 
     source: str
@@ -41,121 +41,242 @@ class Curated:
     built: bool
 
 
-def curate(
-    experiment: Experiment, log: Callable[[str], None] = print, find: Callable[[str], Package] = find_package
-) -> list[Curated]:
-    """Writes the documents of the built-in sources of an experiment; a source with a path is left alone.
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A source that has been looked at: its files, its operations, and the stages that they make.
 
-    Below `<root>/documents/` a source gets a folder `<name>/` with `documents.jsonl` and `funnel.json`, the counts
-    of every operation, and beside it `<name>.rejects.jsonl`: what was dropped, by which operation and why. The
-    result is a pure function of the packages and of this code; documents that the same packages and code have
-    written are kept as they are.
+    Attributes:
+      source: as the config describes it.
+      folder: of the source, below which each stage has a folder.
+      readers: of its inputs.
+      plan: its files, cut into tasks.
+      stages: the recipe, cut where results are kept.
+    """
 
-    Args:
-      experiment: its `data.root` and `data.sources` are read.
-      log: is given lines to show.
-      find: finds a package by name.
+    source: CuratedSource
+    folder: pathlib.Path
+    readers: tuple[Reader, ...]
+    plan: Plan
+    stages: tuple[Stage, ...]
+
+    @property
+    def result(self) -> pathlib.Path:
+        """The folder of the result, named by the recipe hash."""
+        return self.folder / self.stages[-1].hash
+
+
+def check(config: CurationConfig) -> None:
+    """Raises `ConfigError` for the first operation, parameter or kind of input that a config gets wrong."""
+    for source in config.sources:
+        _operations(source)
+        for given in source.inputs:
+            build_reader(given, field(source, given))
+
+
+def prepare(config: CurationConfig, source: CuratedSource) -> Prepared:
+    """Returns what a source comes to; nothing is written.
 
     Raises:
-      ConfigError: `documents` names no built-in recipe.
-      DataError: a package is missing, or the folder holds documents that curation did not write.
+      ConfigError: an unknown operation, parameter, kind of input or option.
+      DataError: an input is not there.
     """
-    pages = DocstringPages()
+    operations = _operations(source)
+    readers = tuple(build_reader(given, field(source, given)) for given in source.inputs)
+    plan = make_plan(source, build_reader, config.task_bytes)
+    stages = tuple(split(source, plan, readers, operations))
+    return Prepared(source, source_folder(config, source.name), readers, plan, stages)
+
+
+def source_folder(config: CurationConfig, name: str) -> pathlib.Path:
+    """Returns the folder of a source, whether or not it is there yet; `current` in it leads to the newest result."""
+    return pathlib.Path(config.root) / CURATED / name
+
+
+def curate(config: CurationConfig, console: Console | None = None) -> list[Curated]:
+    """Brings every source through its recipe and writes `report.html`; returns what was done for each.
+
+    Below `<root>/curated/<source>/` each stage of the recipe has a folder named by the hash of the input and of all
+    operations up to its end, with their code. The last one's is the recipe hash: its folder is the result, and
+    `current` leads there. A stage that is there is used again, so an edit repeats only what comes after it; a run
+    that was killed goes on with the tasks that are not done.
+
+    Args:
+      config: root, sources, and what runs the tasks.
+      console: where plan and progress are shown; default: standard output.
+
+    Raises:
+      ConfigError: a recipe or an input that cannot be.
+      DataError: an input is missing, a task has failed, or another process curates the same source.
+    """
+    console = console or Console()
+    check(config)
     results = []
-    for source in experiment.data.sources:
-        if (source.documents or "").startswith(BUILTIN_SCHEME):
-            operations = recipes.build(recipes.recipe_name(source.documents), pages, find)
-            results.append(_curate_source(source, documents_path(experiment.data, source), operations, log))
-    if not results:
-        log(f"curate: no source has documents = {BUILTIN_SCHEME!r}...; the user's own documents are left as they are")
+    for source in config.sources:
+        with _lock(source_folder(config, source.name)):
+            prepared = prepare(config, source)
+            result = _curate_source(config, prepared, console)
+        if result is not None:
+            results.append(result)
+    if len(results) == len(config.sources):
+        report = write_report(config)
+        console.print(f"report: {report}", highlight=False, soft_wrap=True)
     return results
 
 
-def _curate_source(
-    source: Source, folder: pathlib.Path, operations: tuple[Operation, ...], log: Callable[[str], None]
-) -> Curated:
-    recipe = _recipe_hash(operations)
-    known = _read_funnel(source, folder)
-    if known is not None and known.get("recipe") == recipe and _is_whole(folder, known):
-        log(f"{source.name}: {known['documents']} documents in {folder} are up to date")
-        return Curated(source.name, folder, known, built=False)
-    packages = operations[0].parameters()["packages"]
-    log(f"{source.name}: from {', '.join(f'{name} {version}' for name, version in packages.items())}")
-    started = time.monotonic()
-    funnel, steps = _write(source, folder, operations, recipe)
-    log(show_funnel(steps))
-    seconds = time.monotonic() - started
-    log(
-        f"{source.name}: {funnel['documents']} documents, {funnel['bytes'] / 1e6:.1f} MB in {seconds:.1f} s -> {folder}"
-    )
-    return Curated(source.name, folder, funnel, built=True)
+def show_plan(config: CurationConfig, console: Console | None = None) -> None:
+    """Prints files, tasks and stages of every source, and which stages are there; changes nothing.
+
+    A source that goes on from an earlier one of the config shows its steps alone until that one is made.
+
+    Raises:
+      ConfigError, DataError: as `curate` does.
+    """
+    from davinci_jax.curation import engine
+    from davinci_jax.curation.progress import show_prepared, show_waiting
+
+    check(config)
+    for n, source in enumerate(config.sources):
+        if waits := _unmade(config, source, config.sources[:n]):
+            show_waiting(source, _operations(source), waits, console or Console())
+            continue
+        prepared = prepare(config, source)
+        tasks = len(prepared.plan.tasks)
+        whole = [engine.is_whole(engine.Paths(prepared.folder / stage.hash), tasks) for stage in prepared.stages]
+        show_prepared(prepared, whole, console or Console())
 
 
-def _read_funnel(source: Source, folder: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the funnel of documents that are there; raises `DataError` if anything else is there too."""
-    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    if folder.is_file() or (names and names - {DOCUMENTS_FILE, FUNNEL_FILE}) or names == {DOCUMENTS_FILE}:
-        raise DataError(
-            f"data.sources[{source.name}].documents",
-            str(folder),
-            "holds documents that curation did not write",
-            "move them away, or name them with `documents` to use them",
+def _curate_source(config: CurationConfig, prepared: Prepared, console: Console) -> Curated | None:
+    """Returns the result of a source, `None` where it is in the hands of a cluster."""
+    from davinci_jax.curation import engine
+    from davinci_jax.curation.progress import Progress, show_prepared
+
+    name, stages, tasks = prepared.source.name, prepared.stages, len(prepared.plan.tasks)
+    jobs = [engine.StageJob(prepared.source, stage, prepared.folder, _tokenizer(config)) for stage in stages]
+    built = False
+    show_prepared(prepared, [engine.is_whole(job.paths, tasks) for job in jobs], console)
+    executor = None
+    for job in jobs:
+        if engine.is_whole(job.paths, tasks):
+            continue
+        built = True
+        _write_plan(job.paths.folder, prepared.plan)
+        for work in engine.works(job, prepared.plan):
+            with Progress(console, name, work, prepared.plan):
+                executor = engine.execute(config, work, executor)
+    if config.executor == "slurm" and not engine.is_whole(jobs[-1].paths, tasks):
+        console.print(
+            f"{name}: handed to Slurm, last job {executor.job_id}; start the same command again when it has ended",
+            highlight=False,
         )
-    try:
-        return json.loads((folder / FUNNEL_FILE).read_text()) if names else None
-    except ValueError:
         return None
+    known = funnels.read_json(prepared.result / funnels.FUNNEL_FILE)
+    if known is None or built:
+        known = _finish(config, prepared, [engine.all_counts(job.paths, tasks) for job in jobs])
+    _write_card(prepared, known)
+    funnels.point(prepared.folder / "current", prepared.result.name)
+    if built:
+        console.print(funnels.show_funnel(known["steps"]), highlight=False, markup=False, soft_wrap=True)
+    state = "made" if built else "up to date"
+    console.print(
+        f"{name}: {known['documents']:,} documents, {known['bytes'] / 1e6:,.1f} MB {state}: {prepared.result}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return Curated(name, prepared.result, known, built)
 
 
-def _write(
-    source: Source, folder: pathlib.Path, operations: tuple[Operation, ...], recipe: str
-) -> tuple[dict[str, Any], list[FunnelStep]]:
-    """Writes a source beside its place and moves it there whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    counts = {"documents": 0, "bytes": 0, "pairs": 0}
-    rejects: list[str] = []
-
-    def on_reject(operation: str, document: Document, reason: str) -> None:
-        rejects.append(json.dumps({"id": document.id, "operation": operation, "reason": reason}, ensure_ascii=False))
-
-    def lines(documents: Iterator[Document]) -> Iterator[str]:
-        for document in documents:
-            counts["documents"] += 1
-            counts["bytes"] += document.size
-            counts["pairs"] += len(document.questions)
-            yield document.to_json()
-
-    pipeline = Pipeline(operations, on_reject)
-    write_lines(new / DOCUMENTS_FILE, lines(pipeline.run()))
-    steps = [dataclasses.asdict(step) for step in pipeline.funnel]
-    with (new / DOCUMENTS_FILE).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    size = (new / DOCUMENTS_FILE).stat().st_size
-    funnel = {"source": source.name, "recipe": recipe, **counts, "file_bytes": size, "sha256": digest, "steps": steps}
-    (new / FUNNEL_FILE).write_text(json.dumps(funnel, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_atomically(folder.with_name(f"{folder.name}.rejects.jsonl"), "".join(line + "\n" for line in rejects))
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
-    return funnel, pipeline.funnel
+def _finish(config: CurationConfig, prepared: Prepared, counts: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Writes samples, links to rejects and the funnel of a result; returns the funnel."""
+    rows = [row for stage in counts for row in funnels.add_steps(stage)]
+    folder = prepared.result
+    funnel = {"source": prepared.source.name, "recipe": folder.name, "tokens_by": config.tokenizer or "bytes / 4"}
+    funnel |= funnels.summarise(rows, counts[-1])
+    funnels.write_samples(folder, counts)
+    funnels.link_rejects(folder, [prepared.folder / stage.hash for stage in prepared.stages[:-1]])
+    funnels.write_json(folder / funnels.FUNNEL_FILE, funnel)
+    return funnels.read_json(folder / funnels.FUNNEL_FILE)
 
 
-def _is_whole(folder: pathlib.Path, funnel: dict[str, Any]) -> bool:
-    file = folder / DOCUMENTS_FILE
-    return file.is_file() and file.stat().st_size == funnel["file_bytes"]
+def _write_card(prepared: Prepared, funnel: dict[str, Any]) -> None:
+    """Writes the card beside the documents, unless one is there that says the same.
+
+    The recipe hash does not cover what a config declares of a source, and where its inputs lie: that may change
+    without new documents.
+    """
+    source, file = prepared.source, prepared.result / funnels.CARD_FILE
+    card = {
+        "name": source.name,
+        "domain": source.domain,
+        "level": source.level,
+        "level_reached": max(step["level"] for step in funnel["steps"]),
+        "stages": None if source.stages is None else list(source.stages),
+        "note": source.note,
+        **{name: funnel[name] for name in ("documents", "bytes", "tokens", "tokens_by", "licences")},
+        "inputs": [
+            {
+                "kind": given.kind,
+                "label": given.label,
+                "path": given.path if given.kind == "python-installation" else _absolute(given.path),
+                "licence": given.licence,
+                "options": to_dict(given.options),
+            }
+            for given in source.inputs
+        ],
+        "files": prepared.plan.files,
+        "file_bytes": prepared.plan.bytes,
+        "recipe": [{name: step[name] for name in ("operation", "level", "parameters")} for step in funnel["steps"]],
+        "recipe_hash": prepared.result.name,
+    }
+    known = funnels.read_json(file) or {}
+    if any(known.get(name) != value for name, value in card.items()):
+        made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        funnels.write_json(file, {**card, "made": made, "made_by": f"davinci-jax {davinci_jax.__version__}"})
 
 
-def _recipe_hash(operations: tuple[Operation, ...]) -> str:
-    """Returns 16 hex digits of the operations with their parameters and of the code that carries them out."""
-    described = [(operation.name, operation.level, operation.parameters()) for operation in operations]
-    return hashlib.sha256(f"{json.dumps(described)}{_code_hash()}".encode()).hexdigest()[:16]
+def _unmade(config: CurationConfig, source: CuratedSource, earlier: Sequence[CuratedSource]) -> list[str]:
+    """Returns the earlier sources that a source reads and that have no result yet."""
+    folders = {other.name: source_folder(config, other.name) / "current" for other in earlier}
+    read = [pathlib.Path(given.path) for given in source.inputs]
+    return [
+        name
+        for name, folder in folders.items()
+        if not folder.exists() and any(path.is_relative_to(folder) for path in read)
+    ]
 
 
-@functools.cache
-def _code_hash() -> str:
-    digest = hashlib.sha256()
-    for file in sorted(pathlib.Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+def _absolute(path: str) -> str:
+    """Returns a path that does not depend on the folder of the command; an address stays as it is."""
+    return str(pathlib.Path(path).absolute()) if pathlib.Path(path).exists() else path
+
+
+def _operations(source: CuratedSource) -> list[Any]:
+    return [build(step, f"sources[{source.name}].recipe[{n}]") for n, step in enumerate(source.recipe)]
+
+
+def _tokenizer(config: CurationConfig) -> str | None:
+    if config.tokenizer is None:
+        return None
+    file = pathlib.Path(config.tokenizer)
+    if not file.is_file():
+        raise DataError("curation.tokenizer", config.tokenizer, "does not exist", "name a tokenizer.json")
+    return str(file.absolute())
+
+
+def _write_plan(folder: pathlib.Path, plan: Plan) -> None:
+    from davinci_jax.curation.engine import PLAN_FILE
+    from davinci_jax.files import write_atomically
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / PLAN_FILE, "".join(line + "\n" for line in plan.to_lines()))
+
+
+@contextlib.contextmanager
+def _lock(folder: pathlib.Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            # A lock of this process alone: one of the file would live on in children that outlive a kill.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(str(folder), None, "is being curated by another process", "wait for it to end") from error
+        yield

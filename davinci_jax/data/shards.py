@@ -56,6 +56,11 @@ class ShardSet:
         """Tokens of every block but the last."""
         return self.manifest.block_tokens
 
+    def file_of(self, token: int) -> pathlib.Path:
+        """Returns the shard that holds a token, by its position in the stream."""
+        block = token // self.block_tokens
+        return pathlib.Path(self._shards[int(np.searchsorted(self._first_blocks, block, side="right")) - 1].path)
+
     def read_blocks(self, indices: np.ndarray) -> list[Block]:
         """Returns blocks by position in the stream, int64 [n], ascending and without repeats.
 

@@ -18,11 +18,12 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from davinci_jax.data.fast_bpe import FastEncoder, fast_encoder
 from davinci_jax.errors import DataError
 from davinci_jax.text import END_OF_TEXT
 
 # What the libraries raise on something that is no Unicode text; `_no_text` finds out which text it was.
-_TEXT_ERRORS = (TypeError, UnicodeEncodeError, RuntimeError)
+_TEXT_ERRORS = (TypeError, AttributeError, UnicodeEncodeError, RuntimeError)
 
 
 class Tokenizer(abc.ABC):
@@ -145,12 +146,20 @@ class HuggingFaceTokenizer(Tokenizer):
     def vocab_size(self) -> int:
         return max(self._model.get_vocab(with_added_tokens=True).values()) + 1
 
+    @functools.cached_property
+    def _fast(self) -> FastEncoder | None:
+        return fast_encoder(self.content)
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         try:
-            encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
+            found = [None if self._fast is None else self._fast.encode(text) for text in texts]
+            left = [n for n, ids in enumerate(found) if ids is None]
+            encodings = self._model.encode_batch_fast([texts[n] for n in left], add_special_tokens=False)
         except _TEXT_ERRORS as error:
             raise _no_text(texts) from error
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        for n, encoding in zip(left, encodings, strict=True):
+            found[n] = np.array(encoding.ids, np.int32)
+        return found
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         try:

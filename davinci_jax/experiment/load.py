@@ -10,6 +10,7 @@ import traceback
 
 import davinci_jax.experiment as experiment_package
 from davinci_jax.errors import ConfigError, UserError, nearest
+from davinci_jax.experiment.curation import CurationConfig
 from davinci_jax.experiment.experiment import Experiment
 from davinci_jax.experiment.serialize import from_json, resolve
 
@@ -23,6 +24,16 @@ def load_config(path: str | pathlib.Path) -> Experiment:
     Raises:
       ConfigError: there is no such file, or it describes no experiment.
     """
+    config = load_any(path)
+    if isinstance(config, CurationConfig):
+        raise ConfigError(
+            "CONFIG", str(path), "describes curation, no experiment", "give it to `davinci curate` or `davinci cards`"
+        )
+    return config
+
+
+def load_any(path: str | pathlib.Path) -> Experiment | CurationConfig:
+    """Returns what `load_config` does, or the curation config that a Python recipe returns."""
     file = pathlib.Path(path)
     if file.is_dir():
         file = file / "experiment.json"
@@ -52,23 +63,21 @@ def _read(file: pathlib.Path) -> str:
         ) from error
 
 
-def _run_recipe(file: pathlib.Path) -> Experiment:
+def _run_recipe(file: pathlib.Path) -> Experiment | CurationConfig:
     spec = importlib.util.spec_from_file_location(f"davinci_config_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         if not callable(getattr(module, "config", None)):
             raise ConfigError("CONFIG", str(file), "has no function config()", "let config() return an Experiment")
-        experiment = module.config()
+        config = module.config()
     except UserError:
         raise
     except Exception as error:
         raise ConfigError("CONFIG", _where(file, error), *_explain(error)) from error
-    if not isinstance(experiment, Experiment):
-        raise ConfigError(
-            "CONFIG", str(file), f"config() returned a {type(experiment).__name__}", "return an Experiment"
-        )
-    return experiment
+    if not isinstance(config, (Experiment, CurationConfig)):
+        raise ConfigError("CONFIG", str(file), f"config() returned a {type(config).__name__}", "return an Experiment")
+    return config
 
 
 def _where(file: pathlib.Path, error: Exception) -> str:

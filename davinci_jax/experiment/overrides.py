@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from davinci_jax.errors import ConfigError, nearest
-from davinci_jax.experiment.experiment import Experiment
-from davinci_jax.experiment.serialize import Text, parse, to_dict
+from davinci_jax.experiment.serialize import Config, Text, parse, to_dict
 
 
-def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """Returns the experiment with `a.b=value` assignments applied, then validated as a whole.
+def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """Returns an experiment or a curation config with `a.b=value` assignments applied, then validated as a whole.
 
     Items of a tuple are named by their `name` or their position, and sources all at once by their domain:
-    `curriculum.2-2.tokens=1e9`, `data.sources.0.weight=0.5`, `data.sources.QA.loss=answers`. A value is read as its
-    field's type; lists and objects are JSON; `none` unsets an optional field.
+    `curriculum.2-2.tokens=1e9`, `data.sources.0.weight=0.5`, `data.sources.QA.loss=answers`; steps of a recipe by
+    their operation, all that have it. A value is read as its field's type; lists and objects are JSON; `none` unsets an
+    optional field.
 
     Raises:
       ConfigError: an assignment without `=`, an unknown name (the nearest one is offered) or a value of the
         wrong type.
     """
-    tree = to_dict(experiment)
+    tree = to_dict(config)
     for text in overrides:
         name, equals, value = text.removeprefix("--").partition("=")
         if not equals:
             raise ConfigError("override", text, "has no '='", "write section.field=value")
         _assign(tree, name.split("."), Text(value), name)
-    return parse(Experiment, tree, "")
+    return parse(type(config), tree, "")
 
 
 def _assign(tree: Any, path: list[str], value: Text, name: str) -> None:
@@ -47,9 +47,9 @@ def _keys(tree: Any, part: str, name: str) -> list[str] | list[int]:
     elif isinstance(tree, list):
         items = [item if isinstance(item, dict) else {} for item in tree]
         found = [n for n, item in enumerate(items) if item.get("name") == part]
-        found = found or [n for n, item in enumerate(items) if item.get("domain") == part]
+        found = found or [n for n, item in enumerate(items) if part in (item.get("domain"), item.get("operation"))]
         found = found or [n for n in range(len(tree)) if str(n) == part]
-        known = [str(item.get("name", n)) for n, item in enumerate(items)]
+        known = [str(item.get("name") or item.get("operation") or n) for n, item in enumerate(items)]
     else:
         raise ConfigError(
             name, None, f"has no part {part!r}: what is before it has no fields", "name a field that is set"

@@ -12,11 +12,12 @@ import dataclasses
 import json
 import types
 import typing
-from typing import Any
+from typing import Any, TypeVar
 
 from davinci_jax.errors import ConfigError, nearest
 from davinci_jax.experiment.experiment import Experiment
 
+Config = TypeVar("Config")
 _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -47,9 +48,9 @@ def to_dict(value: Any) -> Any:
     return value
 
 
-def to_json(experiment: Experiment) -> str:
-    """Returns the resolved experiment as indented JSON."""
-    return json.dumps(to_dict(experiment), indent=2) + "\n"
+def to_json(config: Config) -> str:
+    """Returns an experiment or a curation config as indented JSON, every field resolved."""
+    return json.dumps(to_dict(config), indent=2) + "\n"
 
 
 def from_json(text: str, origin: str = "experiment.json") -> Experiment:
@@ -61,18 +62,20 @@ def from_json(text: str, origin: str = "experiment.json") -> Experiment:
     return parse(Experiment, tree, "")
 
 
-def resolve(experiment: Experiment) -> Experiment:
-    """Returns the experiment with every field in its declared type: what its JSON gives when it is read back.
+def resolve(config: Config) -> Config:
+    """Returns an experiment or a curation config with every field in its declared type: what its JSON gives.
 
     Raises:
       ConfigError: a field that Python let pass with a value of another type.
     """
-    return parse(Experiment, to_dict(experiment), "")
+    return parse(type(config), to_dict(config), "")
 
 
 def parse(kind: Any, value: Any, field: str) -> Any:
     """Returns a plain value as the annotated type; raises `ConfigError` that names the field."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value.decode() if isinstance(value, Text) else value
     if origin in (typing.Union, types.UnionType):
         if value is None or (isinstance(value, Text) and value.decode() is None):
             return None

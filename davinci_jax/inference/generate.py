@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -93,8 +94,8 @@ def generate_ids(
     padding = np.array([length - len(prompt) for prompt in rows], np.int32)
     new = np.asarray(
         _generate(
-            decoder, tokens, padding, max_new_tokens=max_new_tokens, eos_id=eos_id, sampling=sampling,
-            vocab_size=vocab_size or decoder.config.vocab_size,
+            decoder, tokens, padding, np.uint32(sampling.seed % 2**32), max_new_tokens=max_new_tokens, eos_id=eos_id,
+            sampling=dataclasses.replace(sampling, seed=0), vocab_size=vocab_size or decoder.config.vocab_size,
         )
     )  # fmt: skip
     return [row[: _end(row, eos_id)] for row in new[: len(prompts)]]
@@ -105,13 +106,17 @@ def _generate(
     decoder: Decoder,
     tokens: jax.Array,
     padding: jax.Array,
+    seed: jax.Array,
     *,
     max_new_tokens: int,
     eos_id: int,
     sampling: Sampling,
     vocab_size: int,
 ) -> jax.Array:
-    """Prompts int32 [B, T], padded on the left, -> new tokens int32 [B, max_new_tokens], void after `eos_id`."""
+    """Prompts int32 [B, T], padded on the left, -> new tokens int32 [B, max_new_tokens], void after `eos_id`.
+
+    The seed, uint32, is a value and not part of the program: a server is asked with a new one every time.
+    """
     batch, length = tokens.shape
     cache = init_cache(decoder.config, batch, length + max_new_tokens, padding)
     logits, cache = _read_prompts(decoder, cache, tokens)
@@ -122,7 +127,7 @@ def _generate(
 
     def body(carry: tuple) -> tuple:
         logits, cache, new, step = carry
-        token = draw(_whole(logits)[:, :vocab_size], sampling, step)
+        token = draw(_whole(logits)[:, :vocab_size], sampling, step, seed)
         new = jax.lax.dynamic_update_slice(new, token[:, None], (0, step))
         logits, cache = decode(decoder, cache, token[:, None])
         return logits, cache, new, step + 1

@@ -57,14 +57,22 @@ def filter_logits(logits: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax
     return values, ids
 
 
-def draw(logits: jax.Array, sampling: Sampling, step: jax.Array) -> jax.Array:
-    """Returns the next token of each row, int32 [B], from logits float32 [B, V]; `step` numbers the draws of a row."""
+def draw(logits: jax.Array, sampling: Sampling, step: jax.Array, seed: jax.Array | None = None) -> jax.Array:
+    """Returns the next token of each row, int32 [B], from logits float32 [B, V].
+
+    Args:
+      logits: float32 [B, V].
+      sampling: how tokens are drawn.
+      step: numbers the draws of a row.
+      seed: in the place of `sampling.seed`, where one program is to serve many seeds.
+    """
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     values, ids = filter_logits(logits, sampling)
+    root = jax.random.key(sampling.seed if seed is None else seed)
 
     def one(row: jax.Array, values: jax.Array, ids: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(sampling.seed), row), step)
+        key = jax.random.fold_in(jax.random.fold_in(root, row), step)
         return ids[jax.random.categorical(key, values)]
 
     return jax.vmap(one)(jnp.arange(logits.shape[0]), values, ids)

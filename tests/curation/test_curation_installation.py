@@ -2,12 +2,15 @@
 
 import collections
 import dataclasses
+import gzip
 import json
 import pathlib
 
 import pytest
+from rich.console import Console
 
 from davinci_jax.curation.installation import find_package
+from davinci_jax.curation.recipes import builtin_sources
 from davinci_jax.curation.run import curate
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import load_config
@@ -32,7 +35,8 @@ def test_the_quickstart_finds_its_text_on_this_machine(tmp_path):
     pytest.importorskip("scipy")
     experiment = load_config(CONFIG)
     data = dataclasses.replace(experiment.data, root=str(tmp_path))
-    results = curate(dataclasses.replace(experiment, data=data), log=lambda line: None)
+    config = builtin_sources(dataclasses.replace(experiment, data=data))
+    results = curate(config, Console(quiet=True))
     megabytes = {result.source: result.funnel["bytes"] / 1e6 for result in results}
     assert 7 < megabytes["python-source"] < 16
     assert 1.5 < megabytes["python-docs"] < 4
@@ -42,8 +46,8 @@ def test_the_quickstart_finds_its_text_on_this_machine(tmp_path):
     groups = collections.defaultdict(set)
     for result in results:
         identities = set()
-        for line in (result.folder / "documents.jsonl").open():
-            document = json.loads(line)
+        files = sorted((result.folder / "documents").iterdir())
+        for document in (json.loads(line) for file in files for line in gzip.open(file, "rt")):
             identities.add(document["id"])
             groups[document["group"]].add(result.source)
             assert document["level"] == "L2"
@@ -57,4 +61,4 @@ def test_the_quickstart_finds_its_text_on_this_machine(tmp_path):
     # A file, its docstrings and their examples are one group, and so are held out together.
     assert groups["python/heapq.py"] >= {"python-source", "python-docs"}
     assert groups["numpy/lib/_function_base_impl.py"] == {"scientific-docs", "doctest-qa"}
-    assert all(result.built is False for result in curate(dataclasses.replace(experiment, data=data), log=lambda _: 0))
+    assert all(result.built is False for result in curate(config, Console(quiet=True)))

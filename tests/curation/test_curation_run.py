@@ -1,13 +1,16 @@
 """Curation of a small planted package: every reject exact, every span in place, twice the same."""
 
+import gzip
 import json
 import pathlib
 
 import pytest
+from rich.console import Console
 
-from davinci_jax.curation import run as curation_run
-from davinci_jax.curation.documents import documents_path
+from davinci_jax.curation import readers, stages
+from davinci_jax.curation.documents import document_files, documents_path
 from davinci_jax.curation.installation import Package
+from davinci_jax.curation.recipes import builtin_sources
 from davinci_jax.curation.run import curate
 from davinci_jax.errors import ConfigError, DataError
 from davinci_jax.experiment import (
@@ -80,7 +83,8 @@ add_newdoc("pack.area", "kind", ("member", """{LONG * 2}"""))
 
 
 @pytest.fixture
-def find(tmp_path):
+def find(tmp_path, monkeypatch):
+    """Plants the packages where the reader looks for them; returns how they are found."""
     root = tmp_path / "installation"
     for name, text in FILES.items():
         file = root / name
@@ -95,6 +99,7 @@ def find(tmp_path):
         folder = root if name == "python" else root.parent / name
         return Package(name, "9.9", folder, "PSF-2.0")
 
+    monkeypatch.setattr(readers, "find_package", find)
     return find
 
 
@@ -121,18 +126,26 @@ def source(recipe, name="made", **changes):
     return Source(name=name, domain="D", level="L2", tokens=1, documents=f"python-installation:{recipe}", **changes)
 
 
-def curated(tmp_path, find, recipe):
+def run(experiment):
+    return curate(builtin_sources(experiment), Console(quiet=True))
+
+
+def lines(folder):
+    return [json.loads(line) for file in sorted(folder.rglob("*.jsonl.gz")) for line in gzip.open(file, "rt")]
+
+
+def curated(tmp_path, recipe):
     """Returns documents by id, rejects as (id, operation) -> reason, and the funnel."""
-    [result] = curate(experiment(tmp_path / "root", source(recipe)), log=lambda line: None, find=find)
-    lines = (result.folder / "documents.jsonl").read_text().splitlines()
-    documents = {document["id"]: document for document in map(json.loads, lines)}
-    assert len(documents) == len(lines)
-    rejects = [json.loads(line) for line in (result.folder.parent / "made.rejects.jsonl").read_text().splitlines()]
+    [result] = run(experiment(tmp_path / "root", source(recipe)))
+    found = lines(result.folder / "documents")
+    documents = {document["id"]: document for document in found}
+    assert len(documents) == len(found)
+    rejects = [reject for label in sorted((result.folder / "rejects").iterdir()) for reject in lines(label)]
     return documents, {(r["id"], r["operation"]): r["reason"] for r in rejects}, result.funnel
 
 
 def test_source_keeps_programs_and_names_every_reject(tmp_path, find):
-    documents, rejects, funnel = curated(tmp_path, find, "source")
+    documents, rejects, funnel = curated(tmp_path, "source")
     assert sorted(documents) == [
         "python/area.py",
         "python/copy_of_square.py",
@@ -142,43 +155,51 @@ def test_source_keeps_programs_and_names_every_reject(tmp_path, find):
     assert documents["python/area.py"]["text"] == FILES["area.py"]
     assert documents["python/windows.py"]["text"] == FILES["windows.py"].lstrip("\ufeff").replace("\r\n", "\n")
     assert rejects == {
-        ("python/tests/test_area.py", "drop-tests"): "test suite (folder tests)",
-        ("python/pydoc_data/topics.py", "drop-tests"): "named by the recipe",
+        ("python/tests/test_area.py", "drop-paths"): "test suite (folder tests)",
+        ("python/pydoc_data/topics.py", "drop-paths"): "named by the recipe",
         ("python/latin.py", "decode-utf8"): "not UTF-8 at byte 5",
-        ("python/empty.py", "decode-utf8"): "empty",
+        ("python/empty.py", "acquire"): "empty",
         ("python/garbled.py", "drop-garbled"): "60 of 166 characters are garbled",
         ("python/broken.py", "drop-unparsable"): "does not parse (invalid syntax (<unknown>, line 2))",
         ("python/short.py", "drop-short"): "5 characters, below 100",
-        ("python/twin_b.py", "drop-duplicates"): "same text as python/twin_a.py",
+        ("python/twin_b.py", "exact-duplicates"): "same text as python/twin_a.py",
     }
     first, last = funnel["steps"][0], funnel["steps"][-1]
-    assert (first["documents_out"], last["documents_out"], funnel["documents"]) == (12, 4, 4)
+    assert (first["documents_out"], last["documents_out"], funnel["documents"]) == (11, 4, 4)
     assert funnel["bytes"] == last["bytes_out"] == sum(len(d["text"].encode()) for d in documents.values())
     for before, after in zip(funnel["steps"], funnel["steps"][1:], strict=False):
         assert (before["documents_out"], before["bytes_out"]) == (after["documents_in"], after["bytes_in"])
 
 
 def test_a_document_carries_its_level_licence_and_lineage(tmp_path, find):
-    document = curated(tmp_path, find, "docs")[0]["python/area.py::Circle"]
+    document = curated(tmp_path, "docs")[0]["python/area.py::Circle"]
     assert (document["level"], document["licence"], document["group"]) == ("L2", "PSF-2.0", "python/area.py")
     acquired, *later = document["lineage"]
     assert acquired["level"] == "L0"
     assert acquired["parameters"].pop("sha256")
-    assert acquired["parameters"] == {"package": "python", "version": "9.9", "path": "area.py"}
+    assert acquired["parameters"] == {
+        "source": "made",
+        "input": "python",
+        "file": "area.py",
+        "licence": "PSF-2.0",
+        "package": "python",
+        "version": "9.9",
+    }
+    assert document["metadata"] == {"path": "area.py"}
     assert [(step["level"], step["operation"]) for step in later] == [
-        ("L2", "drop-tests"),
+        ("L2", "drop-paths"),
         ("L1", "decode-utf8"),
         ("L2", "drop-garbled"),
         ("L1", "docstring-pages"),
         ("L2", "drop-short"),
-        ("L2", "drop-duplicates"),
+        ("L2", "exact-duplicates"),
     ]
     assert later[4]["parameters"] == {"characters": 80}
     assert str(tmp_path) not in json.dumps(document)
 
 
 def test_docs_are_pages_of_docstrings(tmp_path, find):
-    documents, rejects, _ = curated(tmp_path, find, "docs")
+    documents, rejects, _ = curated(tmp_path, "docs")
     assert sorted(documents) == [
         "python/area.py::Circle",
         "python/area.py::area",
@@ -194,14 +215,14 @@ def test_docs_are_pages_of_docstrings(tmp_path, find):
     assert documents["python/area.py::square"]["text"].startswith("area.square(side: float)\n\nThe square")
     assert documents["python/area.py::compiled"]["text"] == f"area.compiled\n\ncompiled(x)\n\n{LONG}"
     assert documents["python/area.py::kind"]["text"].startswith("area.kind.member\n\n")
-    duplicate = rejects["python/copy_of_square.py::other_name", "drop-duplicates"]
+    duplicate = rejects["python/copy_of_square.py::other_name", "exact-duplicates"]
     assert duplicate == "same text as python/area.py::square"
     assert rejects["python/broken.py", "docstring-pages"].startswith("does not parse")
     assert rejects["python/twin_a.py", "docstring-pages"] == "no docstring"
 
 
 def test_question_spans_are_exactly_the_questions(tmp_path, find):
-    documents, _, funnel = curated(tmp_path, find, "doctests")
+    documents, _, funnel = curated(tmp_path, "doctests")
     document = documents["python/area.py::area#area"]
     questions = [document["text"][start:end] for start, end in document["questions"]]
     assert questions == [
@@ -219,51 +240,41 @@ def test_question_spans_are_exactly_the_questions(tmp_path, find):
 
 
 def test_another_run_writes_the_same_bytes_and_a_third_writes_nothing(tmp_path, find):
-    logs = []
-    made = experiment(tmp_path / "a", source("doctests"))
-    [first] = curate(made, log=logs.append, find=find)
-    [other] = curate(experiment(tmp_path / "b", source("doctests")), log=logs.append, find=find)
-    for name in ("made.rejects.jsonl", "made/documents.jsonl", "made/funnel.json"):
-        assert (tmp_path / "a/documents" / name).read_bytes() == (tmp_path / "b/documents" / name).read_bytes()
-    [again] = curate(made, log=logs.append, find=find)
+    [first] = run(experiment(tmp_path / "a", source("doctests")))
+    [other] = run(experiment(tmp_path / "b", source("doctests")))
+    assert first.folder.name == other.folder.name
+    for folder in ("documents", "rejects", "samples"):
+        for file in (first.folder / folder).rglob("*.*"):
+            assert file.read_bytes() == (other.folder / file.relative_to(first.folder)).read_bytes()
+    [again] = run(experiment(tmp_path / "a", source("doctests")))
     assert (first.built, other.built, again.built) == (True, True, False)
     assert again.funnel == first.funnel
-    assert "up to date" in logs[-1]
-    assert sorted(file.name for file in (tmp_path / "a/documents").iterdir()) == ["made", "made.rejects.jsonl"]
-    assert sorted(file.name for file in first.folder.iterdir()) == ["documents.jsonl", "funnel.json"]
-
-
-def test_what_a_killed_run_left_is_cleared(tmp_path, find):
-    left = tmp_path / "root/documents/.made.new"
-    left.mkdir(parents=True)
-    (left / "documents.jsonl").write_text("half a li")
-    (left / "other.jsonl").write_text("{}")
-    [result] = curate(experiment(tmp_path / "root", source("docs")), log=lambda line: None, find=find)
-    assert sorted(file.name for file in result.folder.iterdir()) == ["documents.jsonl", "funnel.json"]
-    assert not left.exists()
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "funnel", "package", "code"])
 def test_what_has_changed_is_written_again(tmp_path, find, damage, monkeypatch):
     made = experiment(tmp_path / "root", source("scientific-docs"))
-    [first] = curate(made, log=lambda line: None, find=find)
-    good = (first.folder / "documents.jsonl").read_bytes()
+    [first] = run(made)
+    [file] = document_files(made.data, made.data.sources[0])
+    good = file.read_bytes()
     if damage == "truncate":
-        (first.folder / "documents.jsonl").write_bytes(good[:-10])
+        file.write_bytes(good[:-10])
     elif damage == "remove":
-        (first.folder / "documents.jsonl").unlink()
+        file.unlink()
     elif damage == "funnel":
         (first.folder / "funnel.json").write_text('{"source": ')
     elif damage == "package":
-        with (find("scipy").root / "__init__.py").open("a") as file:
-            file.write(f'def f():\n    """New. {LONG}"""\n')
-        find = _with_version(find, "10")
+        with (find("scipy").root / "__init__.py").open("a") as out:
+            out.write(f'def f():\n    """New. {LONG}"""\n')
+        monkeypatch.setattr(readers, "find_package", _with_version(find, "10"))
     else:
-        monkeypatch.setattr(curation_run, "_code_hash", lambda: "other code")
-    [second] = curate(made, log=lambda line: None, find=find)
-    assert second.built
-    assert (second.folder / "documents.jsonl").read_bytes() != b""
-    assert ((second.folder / "documents.jsonl").read_bytes() == good) == (damage != "package")
+        monkeypatch.setattr(stages, "code_hash", lambda module: "other code")
+    [second] = run(made)
+    assert second.built is (damage != "funnel")
+    assert (second.folder == first.folder) == (damage not in ("package", "code"))
+    [file] = document_files(made.data, made.data.sources[0])
+    assert (file.read_bytes() == good) == (damage != "package")
+    assert second.funnel["documents"] == first.funnel["documents"] + (damage == "package")
 
 
 def _with_version(find, version):
@@ -275,25 +286,21 @@ def _with_version(find, version):
 
 
 def test_documents_of_the_user_are_left_alone(tmp_path, find):
-    curate(experiment(tmp_path / "root", source("source")), log=lambda line: None, find=find)
-    folder = tmp_path / "root/documents/made"
-    (folder / "mine.jsonl").write_text('{"id": "1", "text": "mine"}\n')
-    with pytest.raises(DataError, match=r"made.*holds documents that curation did not write"):
-        curate(experiment(tmp_path / "root", source("docs")), log=lambda line: None, find=find)
-    assert (folder / "mine.jsonl").read_text() == '{"id": "1", "text": "mine"}\n'
     own = Source(name="made", domain="D", level="L2", tokens=1)
-    assert curate(experiment(tmp_path / "root", own), log=lambda line: None, find=find) == []
+    assert builtin_sources(experiment(tmp_path / "root", own)) is None
 
 
-def test_an_unknown_recipe_and_a_missing_package_are_told(tmp_path, find):
+def test_an_unknown_recipe_and_a_missing_package_are_told(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="did you mean 'python-installation:docs'"):
-        curate(experiment(tmp_path, source("dogs")), log=lambda line: None, find=find)
+        run(experiment(tmp_path, source("dogs")))
 
     def empty(name):
         return Package(name, "1", pathlib.Path(tmp_path / "nothing"), None)
 
+    monkeypatch.setattr(readers, "find_package", empty)
+
     with pytest.raises(DataError, match=r"installed without its \.py files"):
-        curate(experiment(tmp_path, source("docs")), log=lambda line: None, find=empty)
+        run(experiment(tmp_path, source("docs")))
 
 
 def test_where_the_documents_of_a_source_lie():
@@ -307,7 +314,7 @@ def test_where_the_documents_of_a_source_lie():
         ),
     )
     assert [str(documents_path(data, item)) for item in data.sources] == [
-        "/data/documents/built-in",
+        "/data/curated/built-in/current/documents",
         "/data/documents/default",
         "/data/mine/a.jsonl",
         "/elsewhere",

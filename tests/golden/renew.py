@@ -6,7 +6,7 @@ Usage: python tests/golden/renew.py [config name ...]    (default: all of config
 import pathlib
 import sys
 
-from davinci_jax.experiment import load_config, to_json
+from davinci_jax.experiment import load_any, to_json
 
 GOLDEN = pathlib.Path(__file__).parent
 CONFIGS = GOLDEN.parents[1] / "configs"
@@ -15,7 +15,7 @@ CONFIGS = GOLDEN.parents[1] / "configs"
 def main(names: list[str]) -> None:
     for name in names or sorted(file.stem for file in CONFIGS.glob("*.py")):
         file = GOLDEN / f"{name}.json"
-        file.write_text(to_json(load_config(CONFIGS / f"{name}.py")))
+        file.write_text(to_json(load_any(CONFIGS / f"{name}.py")))
         print(f"wrote {file}")
 
 

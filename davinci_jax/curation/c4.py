@@ -1,0 +1,96 @@
+"""L2: the rules of C4 (Raffel et al. 2020, section 2.2) in the form of datatrove's filter.
+
+The list of bad words is left out, as in datatrove and in FineWeb.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from davinci_jax.curation.documents import Document
+from davinci_jax.curation.pipeline import Reject
+from davinci_jax.curation.words import tokeniser_version, word_tokeniser
+
+_CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
+_ENDS = (".", "?", "!", '"', "'")
+_POLICY = re.compile("terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies")
+
+
+@dataclasses.dataclass(frozen=True)
+class C4Quality:
+    """Keeps the lines that end like a sentence, and drops documents that have too few sentences in them.
+
+    Lines with a word of more than `max_word_length` characters, without a final mark, with fewer than
+    `min_words` words between blanks, or that speak of JavaScript, cookies or terms of use go; citation marks are cut
+    out of the others. A document with "lorem ipsum" or a curly bracket in a line that would stay is dropped.
+
+    Attributes:
+      min_sentences: sentences that the lines which stay must hold.
+      min_words: words of a line.
+      max_word_length: characters of a word.
+      final_marks: whether lines without a final mark go, which takes headings, lists and code too.
+      curly_brackets: whether a curly bracket drops the document; off for text about programs.
+      tokeniser: word tokeniser by which sentences are found (`words.TOKENISERS`).
+    """
+
+    min_sentences: int = 5
+    min_words: int = 3
+    max_word_length: int = 1000
+    final_marks: bool = True
+    curly_brackets: bool = True
+    tokeniser: str = "spacy-chunks"
+    name = "c4-quality"
+    level = "L2"
+
+    def __post_init__(self):
+        word_tokeniser(self.tokeniser)
+
+    def parameters(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "tokeniser": tokeniser_version(self.tokeniser)}
+
+    def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
+        for document in documents:
+            text, reason = self.lines(document.text)
+            if text is None:
+                reject(document, reason)
+            elif text == document.text:
+                yield document
+            else:
+                yield document.with_text(text)
+
+    def lines(self, text: str) -> tuple[str | None, str]:
+        """Returns the text of the lines that stay and "", or `None` and why the document is dropped."""
+        count_sentences = word_tokeniser(self.tokeniser).count_sentences
+        sentences, kept = 0, []
+        for whole in text.splitlines():
+            words = whole.split()
+            line = self._line(whole.strip(), words)
+            if line is None:
+                continue
+            small = line.lower()
+            if "lorem ipsum" in small:
+                return None, "lorem_ipsum"
+            if "javascript" in small:
+                continue
+            if self.curly_brackets and "{" in line:
+                return None, "curly_bracket"
+            if _POLICY.search(small):
+                continue
+            sentences += count_sentences(line)
+            kept.append(line)
+        if sentences < self.min_sentences:
+            return None, "too_few_sentences"
+        return "\n".join(kept).strip(), ""
+
+    def _line(self, line: str, words: list[str]) -> str | None:
+        """Returns a line without citation marks, `None` if its form is not that of a sentence."""
+        if len(line) > self.max_word_length and max(map(len, words)) > self.max_word_length:
+            return None
+        if "[" in line:
+            line = _CITATION.sub("", line)
+        if self.final_marks and (not line.endswith(_ENDS) or line.endswith("...")):
+            return None
+        return line if len(words) >= self.min_words else None

@@ -1,0 +1,94 @@
+"""Source cards: the pool as the report's table 2, from what curation has made and from what a config declares."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from davinci_jax.curation.documents import CURATED, documents_path
+from davinci_jax.curation.funnel import CARD_FILE, read_json
+from davinci_jax.experiment import CuratedSource, CurationConfig, Experiment, Source
+
+ROW = (
+    "name",
+    "domain",
+    "tokens",
+    "tokens_by",
+    "level",
+    "level_reached",
+    "stages",
+    "documents",
+    "licences",
+    "note",
+    "recipe",
+)
+
+
+def read_cards(config: CurationConfig | Experiment) -> list[dict[str, Any]]:
+    """Returns a card for each source, with the fields of `ROW`; what is not known is `None`.
+
+    Tokens are those that curation counted or, for the sources of an experiment, what the config declares until then.
+    """
+    if isinstance(config, CurationConfig):
+        return [_curated(pathlib.Path(config.root) / CURATED / item.name / "current", item) for item in config.sources]
+    return [_declared(config, source) for source in config.data.sources]
+
+
+def print_cards(config: CurationConfig | Experiment, as_json: bool = False, console: Console | None = None) -> None:
+    """Prints the cards as a table or as one JSON list."""
+    cards = read_cards(config)
+    if as_json:
+        print(json.dumps(cards, indent=1, ensure_ascii=False))
+        return
+    console = console or Console()
+    table = Table("source", "domain", "tokens", "level", "reached", "stages", "documents", "licences", box=None)
+    table.columns[0].no_wrap = True
+    for column in (2, 6):
+        table.columns[column].justify = "right"
+    for card in cards:
+        table.add_row(
+            card["name"],
+            card["domain"],
+            show_tokens(card["tokens"]),
+            card["level"],
+            card["level_reached"] or "",
+            show_stages(card["stages"]),
+            "" if card["documents"] is None else f"{card['documents']:,}",
+            ", ".join(card["licences"] or ()),
+        )
+    console.print(table, soft_wrap=False)
+    counted = sorted({card["tokens_by"] for card in cards})
+    console.print(f"tokens: {', '.join(counted)}", highlight=False, soft_wrap=True)
+
+
+def show_tokens(tokens: float | None) -> str:
+    """Returns a count as table 2 prints it: 4.28 T, 187 B, 5.20 M."""
+    if tokens is None:
+        return ""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if tokens >= size:
+            return f"{tokens / size:.3g} {unit}"
+    return f"{tokens:,.0f}"
+
+
+def show_stages(stages: list[str] | tuple[str, ...] | None) -> str:
+    """Returns the stages that draw from a source; none at all means that it only lies in the pool."""
+    return "all" if stages is None else ", ".join(stages) or "pool only"
+
+
+def _curated(folder: pathlib.Path, source: CuratedSource) -> dict[str, Any]:
+    card = read_json(folder / CARD_FILE) or {"tokens_by": "not made yet"}
+    declared = {name: getattr(source, name) for name in ("name", "domain", "level", "stages", "note")}
+    return {name: {**card, **declared}.get(name) for name in ROW}
+
+
+def _declared(experiment: Experiment, source: Source) -> dict[str, Any]:
+    """Returns the card beside the documents of a source, or what the experiment says of it."""
+    card = read_json(documents_path(experiment.data, source).parent / CARD_FILE)
+    card = card or {"tokens": source.tokens, "tokens_by": "as declared"}
+    declared = {name: getattr(source, name) for name in ("name", "domain", "level", "stages")}
+    return {name: {**card, **declared}.get(name) for name in ROW}

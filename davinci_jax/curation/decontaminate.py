@@ -1,0 +1,233 @@
+"""L2: documents that hold text of a benchmark, by exact n-grams of words.
+
+Data Darwinism's report joins problem and solution and drops a document that shares 20 words in a row with one; the
+second, shorter length finds more and only reports. Both texts of a hit are kept, so that a person can judge it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import json
+import pathlib
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from davinci_jax.curation.documents import Document
+from davinci_jax.curation.normalise import ngram_hashes, normalise, word_hashes
+from davinci_jax.curation.pipeline import Reject
+from davinci_jax.errors import ConfigError, DataError
+
+ACTIONS = ("drop", "report")
+MAX_HITS = 5  # hits that are listed of one document
+_SHOWN = 200  # characters of a text in a reason
+_CHUNKS = re.compile(r"\S+")
+
+
+class Hit(NamedTuple):
+    """Words in a row that a document shares with a benchmark's record.
+
+    Attributes:
+      benchmark: name of the file.
+      record: its id in the file, or "line N".
+      words: how many words in a row.
+      document_text, benchmark_text: the passage as either spells it.
+    """
+
+    benchmark: str
+    record: str
+    words: int
+    document_text: str
+    benchmark_text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Decontaminate:
+    """Finds benchmark text in documents; words are compared without case, punctuation and accents.
+
+    The hits of a document are in `metadata["contamination"]`, also where it is dropped.
+
+    Attributes:
+      benchmarks: JSONL files, or folders of them; each line is a record.
+      fields: keys of a record that are joined, such as question and answer; none: every text in it, in order.
+      ngram: words in a row that a document must share to be hit. Shorter records are not looked for.
+      action: "drop" or "report", what a hit does.
+      report_ngram: words in a row that are reported besides; 0 for none.
+      normalise_numbers: whether numbers are all the same; then problems of one template hit each other.
+    """
+
+    benchmarks: tuple[str, ...]
+    fields: tuple[str, ...] = ()
+    ngram: int = 20
+    action: str = "drop"
+    report_ngram: int = 13
+    normalise_numbers: bool = False
+    name = "decontaminate"
+    level = "L2"
+
+    def __post_init__(self):
+        if self.action not in ACTIONS:
+            raise ConfigError("decontaminate.action", self.action, "is unknown", f"use one of {', '.join(ACTIONS)}")
+        if self.ngram < 1 or self.report_ngram < 0:
+            raise ConfigError("decontaminate.ngram", self.ngram, "is no length", "give a number of words")
+        if not self.benchmarks:
+            raise ConfigError("decontaminate.benchmarks", (), "is empty", "name the JSONL files of the benchmarks")
+
+    def parameters(self) -> dict[str, Any]:
+        digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in self._files()}
+        return {**dataclasses.asdict(self), "benchmarks": digests}
+
+    def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
+        index = self._index(self.ngram)
+        wider = self._index(self.report_ngram) if self.report_ngram else None
+        for document in documents:
+            hits = index.find(document.text)
+            reported = hits or (wider.find(document.text) if wider is not None else [])
+            if reported:
+                listed = [hit._asdict() for hit in reported[:MAX_HITS]]
+                document = dataclasses.replace(document, metadata={**document.metadata, "contamination": listed})
+            if hits and self.action == "drop":
+                reject(document, _reason(hits[0]))
+            else:
+                yield document
+
+    def _files(self) -> list[pathlib.Path]:
+        return [file for path in self.benchmarks for file in benchmark_files(path)]
+
+    @functools.cached_property
+    def _stamps(self) -> tuple[tuple[str, int, int], ...]:
+        return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in self._files())
+
+    def _index(self, n: int) -> NgramIndex:
+        return _shared_index(self._stamps, self.fields, n, self.normalise_numbers)
+
+
+class NgramIndex:
+    """The n-grams of benchmark records, sorted by hash: 16 bytes each.
+
+    Args:
+      records: (benchmark, record, text).
+      n: words in a row.
+      normalise_numbers: whether numbers are all the same.
+    """
+
+    def __init__(self, records: list[tuple[str, str, str]], n: int, normalise_numbers: bool):
+        self._records, self._n, self._normalise_numbers = records, n, normalise_numbers
+        hashes = [ngram_hashes(self._words(text), n) for _, _, text in records]
+        rows = np.repeat(np.arange(len(records)), [len(found) for found in hashes])
+        joined = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
+        self._hashes, first = np.unique(joined, return_index=True)
+        self._rows = rows[first]
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def find(self, text: str) -> list[Hit]:
+        """Returns the hits of a text, one for each stretch of n-grams and record."""
+        hashes = ngram_hashes(self._words(text), self._n)
+        if not len(hashes) or not len(self._hashes):
+            return []
+        at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        found = np.flatnonzero(self._hashes[at] == hashes)
+        if not len(found):
+            return []
+        rows = self._rows[at[found]]
+        breaks = np.flatnonzero((np.diff(found) != 1) | (np.diff(rows) != 0)) + 1
+        words = self._spelt(text)
+        stretches = zip(np.split(found, breaks), np.split(rows, breaks), strict=True)
+        hits = [self._hit(text, words, int(place[0]), int(place[-1]), int(row[0])) for place, row in stretches]
+        return [hit for hit in hits if hit is not None]
+
+    def _words(self, text: str) -> np.ndarray:
+        return word_hashes(self._normalise_numbers).of(text)
+
+    def _spelt(self, text: str) -> list[tuple[str, int, int]]:
+        """Returns each word in its normal form with the characters [start, end) of the stretch that it stands in."""
+        return [
+            (word, chunk.start(), chunk.end())
+            for chunk in _CHUNKS.finditer(text)
+            for word in normalise(chunk.group(), self._normalise_numbers).split()
+        ]
+
+    def _hit(self, text: str, words: list[tuple[str, int, int]], first: int, last: int, row: int) -> Hit | None:
+        """Returns the hit of the n-grams `first` to `last`, `None` where only hashes agree."""
+        benchmark, record, source = self._records[row]
+        stretch = words[first : last + self._n]
+        theirs = self._spelt(source)
+        wanted, spelt = [word for word, _, _ in stretch], [word for word, _, _ in theirs]
+        for place in range(len(spelt) - len(wanted) + 1):
+            if spelt[place : place + len(wanted)] == wanted:
+                passage = source[theirs[place][1] : theirs[place + len(wanted) - 1][2]]
+                return Hit(benchmark, record, len(wanted), text[stretch[0][1] : stretch[-1][2]], passage)
+        return None
+
+
+def benchmark_files(path: str) -> list[pathlib.Path]:
+    """Returns the JSONL files of a path; raises `DataError` if there is none."""
+    place = pathlib.Path(path)
+    files = sorted(place.glob("*.jsonl*")) if place.is_dir() else [place]
+    files = [file for file in files if file.name.endswith((".jsonl", ".jsonl.gz")) and file.is_file()]
+    if not files:
+        problem = "holds no .jsonl or .jsonl.gz file" if place.exists() else "does not exist"
+        raise DataError("decontaminate.benchmarks", path, problem, "give the JSONL files of the benchmarks")
+    return files
+
+
+def read_records(file: pathlib.Path, fields: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """Returns (file name, record, text) of a benchmark file; raises `DataError` for a line that is no record."""
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+            return [
+                (file.name, *_record(file, number, line, fields))
+                for number, line in enumerate(lines, 1)
+                if line.strip()
+            ]
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError("decontaminate.benchmarks", file.name, f"cannot be read ({error})", "write it again") from error
+
+
+def _record(file: pathlib.Path, number: int, line: bytes, fields: tuple[str, ...]) -> tuple[str, str]:
+    place = f"{file.name}, line {number}"
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError(place, None, f"is no JSON ({error})", "mend the benchmark file") from error
+    if not isinstance(record, dict):
+        raise DataError(place, None, "is no JSON object", "write a record as an object")
+    for field in fields:
+        if field not in record:
+            raise DataError(place, field, "is no field of the record", f"it has {', '.join(record)}")
+    chosen = [record[field] for field in fields] if fields else list(record.values())
+    name = record.get("id", record.get("task_id"))
+    return (f"line {number}" if name is None else str(name)), "\n".join(_texts(chosen))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _reason(hit: Hit) -> str:
+    theirs, ours = (" ".join(text.split())[:_SHOWN] for text in (hit.benchmark_text, hit.document_text))
+    return f"{hit.words} words in a row of {hit.benchmark}, {hit.record}: {theirs!r}, here {ours!r}"
+
+
+@functools.lru_cache(4)
+def _shared_index(
+    stamps: tuple[tuple[str, int, int], ...], fields: tuple[str, ...], n: int, normalise_numbers: bool
+) -> NgramIndex:
+    """Returns the index of files that are known by name, time and size, built once for a process."""
+    records = [record for file, _, _ in stamps for record in read_records(pathlib.Path(file), fields)]
+    return NgramIndex(records, n, normalise_numbers)

@@ -1,0 +1,140 @@
+"""What became of a source: counts of all its tasks added up, samples to read, its card."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from davinci_jax.curation.account import merge_samples, reject_folder
+from davinci_jax.files import write_atomically
+
+FUNNEL_FILE, CARD_FILE = "funnel.json", "card.json"
+SAMPLES = 8  # of an operation and a way out of it
+_ADDED = (
+    "documents_in",
+    "bytes_in",
+    "tokens_in",
+    "documents_out",
+    "bytes_out",
+    "tokens_out",
+    "rejected",
+    "seconds",
+)
+
+
+def add_steps(counts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of a stage, each the sum of what its tasks counted."""
+    rows = [dict(step) for step in counts[0]["steps"]]
+    for task in counts[1:]:
+        for row, step in zip(rows, task["steps"], strict=True):
+            for name in _ADDED:
+                row[name] += step[name]
+    return rows
+
+
+def summarise(rows: Sequence[dict[str, Any]], last: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the funnel of a source: documents, bytes, tokens, pairs, licences, and a row for each operation.
+
+    Args:
+      rows: of all stages, in order.
+      last: counts of the tasks of the last stage.
+    """
+    licences: collections.Counter[str] = collections.Counter()
+    for task in last:
+        licences.update(task["licences"])
+    end = rows[-1]
+    return {
+        "documents": end["documents_out"],
+        "bytes": end["bytes_out"],
+        "tokens": round(end["tokens_out"]),
+        "pairs": sum(task["pairs"] for task in last),
+        "licences": dict(sorted(licences.items())),
+        "steps": [
+            {name: round(value, 3) if name == "seconds" else _whole(value) for name, value in row.items()}
+            for row in rows
+        ],
+    }
+
+
+def write_samples(folder: pathlib.Path, stages: Sequence[Sequence[dict[str, Any]]]) -> None:
+    """Writes samples/kept.jsonl, and removed.jsonl and changed.jsonl with the operation of each.
+
+    Args:
+      folder: of the source's result.
+      stages: counts of the tasks, stage by stage.
+    """
+    target = folder / "samples"
+    target.mkdir(exist_ok=True)
+    _write(target / "kept.jsonl", merge_samples([task["kept"] for task in stages[-1]], SAMPLES))
+    for name in ("removed", "changed"):
+        _write(target / f"{name}.jsonl", _by_operation(stages, name))
+
+
+def link_rejects(folder: pathlib.Path, before: Sequence[pathlib.Path]) -> None:
+    """Puts links to the documents that earlier stages dropped beside those of the last, so that one folder has all."""
+    target = folder / "rejects"
+    target.mkdir(exist_ok=True)
+    for stage in before:
+        for label in sorted((stage / "rejects").iterdir()) if (stage / "rejects").is_dir() else ():
+            if not label.is_symlink() and not (target / label.name).exists():
+                (target / label.name).symlink_to(pathlib.Path("..", "..", stage.name, "rejects", label.name))
+
+
+def point(link: pathlib.Path, name: str) -> None:
+    """Makes a link beside a folder point to it, in one step."""
+    new = link.with_name(f".{link.name}.{os.getpid()}")
+    new.unlink(missing_ok=True)
+    new.symlink_to(name)
+    os.replace(new, link)
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any] | None:
+    """Returns a JSON file of a result, `None` where it is not there or not whole."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
+    """Writes an indented JSON file, whole or not at all."""
+    write_atomically(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def show_funnel(steps: Sequence[dict[str, Any]]) -> str:
+    """Returns the funnel as a table of one line an operation."""
+    width = max(len("operation"), *(len(step["operation"]) for step in steps))
+    head = f"  {'level':5} {'operation':{width}} {'documents':>21} {'megabytes':>21} {'M tokens':>9} {'rejected':>9}"
+    lines = [f"{head} {'seconds':>8}"]
+    for step in steps:
+        documents = f"{step['documents_in']:>9} -> {step['documents_out']:>8}"
+        size = f"{step['bytes_in'] / 1e6:>9.2f} -> {step['bytes_out'] / 1e6:>8.2f}"
+        lines.append(
+            f"  {step['level']:5} {step['operation']:{width}} {documents:>21} {size:>21} "
+            f"{step['tokens_out'] / 1e6:>9.2f} {step['rejected']:>9} {step['seconds']:>8.1f}"
+        )
+    return "\n".join(lines)
+
+
+def reject_folders(steps: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the folder of each row's dropped documents."""
+    return [reject_folder(n, step["operation"]) for n, step in enumerate(steps)]
+
+
+def _by_operation(stages: Sequence[Sequence[dict[str, Any]]], name: str) -> Iterator[dict[str, Any]]:
+    for tasks in stages:
+        for n, step in enumerate(tasks[0]["steps"]):
+            for record in merge_samples([task[name][n] for task in tasks], SAMPLES):
+                yield {"operation": step["operation"], **record}
+
+
+def _write(file: pathlib.Path, records: Any) -> None:
+    write_atomically(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def _whole(value: Any) -> Any:
+    return round(value) if isinstance(value, float) else value

@@ -1,0 +1,184 @@
+"""L0: raw documents with their provenance, and the tasks that an input is cut into."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from davinci_jax.curation.documents import Document
+from davinci_jax.curation.pipeline import is_fatal
+from davinci_jax.curation.places import Item, Place
+from davinci_jax.errors import DataError
+from davinci_jax.experiment.curation import CuratedSource, Input
+
+MAX_BYTES = 64 * 2**20  # of one raw document; what is longer is no document but a data set or an attack
+
+
+class Acquired(NamedTuple):
+    """What a reader finds in a file.
+
+    Attributes:
+      name: its name below the input: the file's path, or a longer one for a member, a line or a record.
+      raw: the bytes, or else `text`.
+      text: the text where the input holds text.
+      metadata: what the input says of it: url, time, title, language.
+      licence: where the input names one for the document.
+      provenance: what else leads back to it, for the lineage: package and version, commit, line.
+      refused: why it cannot be a document.
+    """
+
+    name: str
+    raw: bytes = b""
+    text: str = ""
+    metadata: Mapping[str, Any] = {}
+    licence: str | None = None
+    provenance: Mapping[str, Any] = {}
+    refused: str = ""
+
+
+class Reader(Protocol):
+    """One kind of input: a frozen dataclass whose fields are the `options` that an `Input` may give.
+
+    Attributes:
+      name: as lineage and funnel show it.
+    """
+
+    name: str
+
+    def parameters(self) -> dict[str, Any]:
+        """Returns all that decides what it yields besides the files; JSON values."""
+
+    def items(self, place: Place) -> list[Item]:
+        """Returns the files that it reads, in a fixed order; raises `DataError` if there are none."""
+
+    def read(self, place: Place, item: Item) -> Iterator[Acquired | Document]:
+        """Yields what one file holds: raw documents, or documents that carry their own lineage already."""
+
+
+class Task(NamedTuple):
+    """What one task reads: (position of the input, file), in order."""
+
+    items: tuple[tuple[int, Item], ...]
+
+
+class Plan(NamedTuple):
+    """How a source is cut into tasks; a function of the files alone, never of how many tasks run at a time."""
+
+    tasks: tuple[Task, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(item.size for task in self.tasks for _, item in task.items)
+
+    @property
+    def files(self) -> int:
+        return sum(len(task.items) for task in self.tasks)
+
+    def to_lines(self) -> Iterator[str]:
+        """Yields a line for each task."""
+        for task in self.tasks:
+            yield json.dumps([[n, *dataclasses.astuple(item)] for n, item in task.items], ensure_ascii=False)
+
+    @staticmethod
+    def read_task(line: str) -> Task:
+        """Returns the task of a line that `to_lines` wrote."""
+        return Task(tuple((n, Item(*fields)) for n, *fields in json.loads(line)))
+
+
+def make_plan(source: CuratedSource, build: Callable[[Input, str], Reader], task_bytes: int) -> Plan:
+    """Lists the files of a source and cuts them into tasks of `task_bytes` or one file each.
+
+    Raises:
+      DataError: an input is not there, or has nothing that its kind reads.
+    """
+    tasks: list[Task] = []
+    current: list[tuple[int, Item]] = []
+    size = 0
+    for position, given in enumerate(source.inputs):
+        for item in build(given, field(source, given)).items(Place(given.path, field(source, given))):
+            if current and size + item.size > task_bytes:
+                tasks.append(Task(tuple(current)))
+                current, size = [], 0
+            current.append((position, item))
+            size += item.size
+    return Plan((*tasks, Task(tuple(current))))
+
+
+def field(source: CuratedSource, given: Input) -> str:
+    """Returns what errors call an input."""
+    return f"sources[{source.name}].inputs[{given.label}]"
+
+
+def acquire(
+    source: CuratedSource, given: Input, reader: Reader, item: Item, reject: Callable[[Document, str], None]
+) -> Iterator[Document]:
+    """Yields the documents of a file with their provenance; what cannot be read is rejected with its reason.
+
+    Args:
+      source: the source.
+      given: the input that the file belongs to.
+      reader: reads its kind.
+      item: the file.
+      reject: called with what cannot be a document.
+    """
+    unread = Document(id=f"{given.label}/{item.path}")
+    if item.refused:
+        reject(unread, item.refused)
+        return
+    try:
+        for found in reader.read(Place(given.path, field(source, given)), item):
+            document = stamp(source, given, reader, item, found)
+            refused = found.refused if isinstance(found, Acquired) else ""
+            if refused := refused or _unfit(document):
+                name = document.id.encode("utf-8", "replace").decode()
+                reject(dataclasses.replace(document, id=name, text="", raw=b""), refused)
+            else:
+                yield document
+    except FileNotFoundError:
+        reject(unread, "vanished since it was listed")
+    except Exception as error:  # a damaged file is its own trouble, whatever the library makes of it
+        if is_fatal(error):
+            raise
+        reject(unread, f"cannot be read ({type(error).__name__}: {error})"[:1000])
+
+
+def stamp(source: CuratedSource, given: Input, reader: Reader, item: Item, found: Acquired | Document) -> Document:
+    """Returns the document with its L0 record: source, input, file, native name, url, time, licence, sha256."""
+    record: dict[str, Any] = {"source": source.name, "input": given.label, "file": item.path}
+    if isinstance(found, Document):
+        stamped = {"operation": reader.name, "level": "L0", "parameters": record}
+        return dataclasses.replace(found, lineage=(*found.lineage, stamped))
+    licence = found.licence or given.licence
+    metadata = {"path": found.name, "time": item.time, **found.metadata}
+    metadata = {name: value for name, value in metadata.items() if value is not None}
+    record |= {"native": found.name} if found.name != item.path else {}
+    record |= {name: metadata[name] for name in ("url", "time") if name in metadata}
+    record |= {"licence": licence} if licence else {}
+    record |= dict(found.provenance)
+    record["sha256"] = hashlib.sha256(found.raw or found.text.encode("utf-8", "replace")).hexdigest()
+    name = f"{given.label}/{found.name}"
+    return Document(
+        id=name,
+        text=found.text,
+        raw=found.raw,
+        group=name,
+        licence=licence,
+        metadata=metadata,
+        lineage=({"operation": reader.name, "level": "L0", "parameters": record},),
+    )
+
+
+def _unfit(document: Document) -> str:
+    try:
+        document.text.encode(), document.id.encode()
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is no text"
+    return "" if document.text or document.raw else "empty"
+
+
+def no_files(place: Place, what: str) -> DataError:
+    """Returns the error of an input that has nothing its kind reads."""
+    return DataError(place.field, place.path, f"holds no {what}", "name a place that does, or another `kind`")

@@ -1,0 +1,284 @@
+"""Kinds of input: folders of files, JSONL, Parquet, WARC, git repositories, curated documents, Python packages."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime
+import decimal
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from davinci_jax.curation.archives import is_archive, members
+from davinci_jax.curation.documents import Document
+from davinci_jax.curation.inputs import MAX_BYTES, Acquired, no_files
+from davinci_jax.curation.installation import find_package
+from davinci_jax.curation.places import COMPRESSED, Item, Place, decompressed
+from davinci_jax.errors import DataError
+
+_TABLE_ROWS = 256  # of a batch that is read at a time
+
+
+class _Reader:
+    def parameters(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderReader(_Reader):
+    """Every file of a folder and its subfolders, and every member of the zip and tar archives in it, as bytes.
+
+    Attributes:
+      suffixes: endings of the files that are read, such as ".html"; a compressed file is known by the ending before
+        ".gz". None means all.
+      max_bytes: bound on a document; a longer one is rejected.
+      archives: whether archives are opened.
+    """
+
+    suffixes: tuple[str, ...] = ()
+    max_bytes: int = MAX_BYTES
+    archives: bool = True
+    name = "read-folder"
+
+    def items(self, place: Place) -> list[Item]:
+        found = [item for item in place.items() if self._wanted(item.path) or self._opens(item.path)]
+        if not found:
+            raise no_files(place, f"file that ends in {' or '.join(self.suffixes)}")
+        return found
+
+    def read(self, place: Place, item: Item) -> Iterator[Acquired]:
+        with place.open(item) as stream:
+            if self._opens(item.path):
+                for member in members(stream, item.path, item.size, self.max_bytes):
+                    if self._wanted(member.name):
+                        yield Acquired(f"{item.path}!/{member.name}", raw=member.raw, refused=member.refused)
+                return
+            plain, name = decompressed(stream, item.path)
+            raw = plain.read(self.max_bytes + 1)
+        refused = f"more than {self.max_bytes} bytes" if len(raw) > self.max_bytes else ""
+        yield Acquired(name, raw=b"" if refused else raw, refused=refused)
+
+    def _opens(self, path: str) -> bool:
+        return self.archives and is_archive(path)
+
+    def _wanted(self, path: str) -> bool:
+        stem = path.rsplit(".", 1)[0] if path.lower().endswith(COMPRESSED) else path
+        return not self.suffixes or stem.lower().endswith(self.suffixes)
+
+
+@dataclasses.dataclass(frozen=True)
+class HtmlReader(FolderReader):
+    """The HTML files of a folder, as bytes."""
+
+    suffixes: tuple[str, ...] = (".html", ".htm", ".xhtml")
+    name = "read-html"
+
+
+@dataclasses.dataclass(frozen=True)
+class PdfReader(FolderReader):
+    """The PDF files of a folder, as bytes."""
+
+    suffixes: tuple[str, ...] = (".pdf",)
+    name = "read-pdf"
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonlReader(_Reader):
+    """JSON objects, one a line, plain or compressed; fields that are not named here become metadata.
+
+    Attributes:
+      text: field of the text.
+      id: field of the native name; the line's number stands in where it is missing.
+      licence: field of the licence.
+      max_bytes: bound on a line; a longer one is rejected.
+    """
+
+    text: str = "text"
+    id: str = "id"
+    licence: str = "licence"
+    max_bytes: int = MAX_BYTES
+    name = "read-jsonl"
+
+    def items(self, place: Place) -> list[Item]:
+        endings = tuple(stem + ending for stem in (".jsonl", ".json") for ending in ("", *COMPRESSED))
+        return _ending(place, endings, "JSONL file")
+
+    def read(self, place: Place, item: Item) -> Iterator[Acquired]:
+        with place.open(item) as stream:
+            plain, _ = decompressed(stream, item.path)
+            for number, line in enumerate(_lines(plain, self.max_bytes), 1):
+                if line is None:
+                    yield Acquired(f"{item.path}#{number}", refused=f"line of more than {self.max_bytes} bytes")
+                elif line.strip():
+                    yield self._record(item, number, line)
+
+    def _record(self, item: Item, number: int, line: bytes) -> Acquired:
+        name, where = f"{item.path}#{number}", {"line": number}
+        try:
+            fields = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            return Acquired(name, refused=f"line {number} is no JSON ({error})"[:300])
+        if not isinstance(fields, dict):
+            return Acquired(name, refused=f"line {number} is no JSON object")
+        return _row(self, name, fields, where)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetReader(_Reader):
+    """Rows of Parquet files; columns that are not named here become metadata.
+
+    Attributes:
+      text: column of the text.
+      id: column of the native name; the row's number stands in where it is missing.
+      licence: column of the licence.
+    """
+
+    text: str = "text"
+    id: str = "id"
+    licence: str = "licence"
+    name = "read-parquet"
+
+    def items(self, place: Place) -> list[Item]:
+        return _ending(place, (".parquet", ".pq"), "Parquet file")
+
+    def read(self, place: Place, item: Item) -> Iterator[Acquired]:
+        import pyarrow.parquet
+
+        number = 0
+        with place.open(item) as stream:
+            for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=_TABLE_ROWS):
+                for fields in batch.to_pylist():
+                    number += 1
+                    plain = {name: _plain(value) for name, value in fields.items()}
+                    yield _row(self, f"{item.path}#{number}", plain, {"row": number})
+
+
+@dataclasses.dataclass(frozen=True)
+class WarcReader(_Reader):
+    """Web pages of WARC files as Common Crawl writes them: the bodies of HTTP responses, as bytes.
+
+    Attributes:
+      types: beginnings of the content types that are read.
+      max_bytes: bound on a page; a longer one is rejected.
+    """
+
+    types: tuple[str, ...] = ("text/html", "application/xhtml")
+    max_bytes: int = MAX_BYTES
+    name = "read-warc"
+
+    def items(self, place: Place) -> list[Item]:
+        return _ending(place, (".warc", ".warc.gz", ".warc.lz4"), "WARC file")
+
+    def read(self, place: Place, item: Item) -> Iterator[Acquired]:
+        from fastwarc.warc import ArchiveIterator, WarcRecordType
+
+        with place.open(item) as stream:
+            for record in ArchiveIterator(stream, record_types=WarcRecordType.response, parse_http=True):
+                kind = (record.http_content_type or "").lower()
+                if not kind.startswith(self.types):
+                    continue
+                raw = record.reader.read(self.max_bytes + 1)
+                metadata = {
+                    "url": record.headers.get("WARC-Target-URI"),
+                    "time": record.headers.get("WARC-Date"),
+                    "charset": record.http_charset,
+                    "content_type": kind,
+                }
+                name = (record.record_id or f"{item.path}@{record.stream_pos}").removeprefix("urn:uuid:")
+                refused = f"more than {self.max_bytes} bytes" if len(raw) > self.max_bytes else ""
+                yield Acquired(name, raw=b"" if refused else raw, metadata=metadata, refused=refused)
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentsReader(_Reader):
+    """Documents that curation has written: they keep id, level and lineage, and go on from there."""
+
+    name = "read-documents"
+
+    def items(self, place: Place) -> list[Item]:
+        return _ending(place, (".jsonl", ".jsonl.gz"), "documents file")
+
+    def read(self, place: Place, item: Item) -> Iterator[Acquired | Document]:
+        with place.open(item) as stream:
+            plain = gzip.GzipFile(fileobj=stream) if item.path.endswith(".gz") else stream
+            for number, line in enumerate(io.TextIOWrapper(plain, encoding="utf-8", newline="\n"), 1):
+                try:
+                    yield Document.from_json(line)
+                except (ValueError, TypeError, KeyError) as error:
+                    yield Acquired(f"{item.path}#{number}", refused=f"is no document of curation ({error})")
+
+
+@dataclasses.dataclass(frozen=True)
+class PackageReader(_Reader):
+    """The Python files of an installed package, nothing left out; `path` is its import name, "python" the standard
+    library."""
+
+    name = "acquire-files"
+
+    def items(self, place: Place) -> list[Item]:
+        package = find_package(place.path)
+        found = [Item(path, file.stat().st_size, package.version) for path, file in package.files()]
+        if not found:
+            raise DataError(
+                place.field,
+                place.path,
+                "is installed without its .py files",
+                "use a Python installation that has its library as source",
+            )
+        return found
+
+    def read(self, place: Place, item: Item) -> Iterator[Acquired]:
+        package = find_package(place.path)
+        raw = (package.root / item.path).read_bytes()
+        provenance = {"package": package.name, "version": package.version}
+        yield Acquired(item.path, raw=raw, licence=package.licence, provenance=provenance)
+
+
+def _ending(place: Place, endings: tuple[str, ...], what: str) -> list[Item]:
+    found = [item for item in place.items() if item.path.lower().endswith(endings)]
+    if not found:
+        raise no_files(place, what)
+    return found
+
+
+def _lines(stream: BinaryIO, max_bytes: int) -> Iterator[bytes | None]:
+    """Yields lines, `None` for one that is longer than the bound."""
+    while line := stream.readline(max_bytes + 1):
+        if len(line) > max_bytes and not line.endswith(b"\n"):
+            while (rest := stream.readline(2**20)) and not rest.endswith(b"\n"):
+                pass
+            yield None
+        else:
+            yield line
+
+
+def _row(reader: JsonlReader | ParquetReader, name: str, fields: dict[str, Any], where: dict[str, Any]) -> Acquired:
+    text, native = fields.pop(reader.text, None), fields.pop(reader.id, None)
+    licence = fields.pop(reader.licence, None)
+    if not isinstance(text, str):
+        return Acquired(name, refused=f"no text in {reader.text!r}")
+    more = fields.pop("metadata", None)
+    fields |= more if isinstance(more, dict) else {}
+    return Acquired(
+        str(native) if isinstance(native, (str, int)) and str(native) else name,
+        text=text,
+        metadata=fields,
+        licence=licence if isinstance(licence, str) else None,
+        provenance=where,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Returns a cell of a table as JSON."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    return str(value) if isinstance(value, (decimal.Decimal, datetime.timedelta)) else value

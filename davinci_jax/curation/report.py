@@ -1,0 +1,128 @@
+"""`report.html` of a curation: the level map, the cards, the funnel of each source and samples to read."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jinja2
+
+from davinci_jax.curation.cards import read_cards, show_stages, show_tokens
+from davinci_jax.curation.documents import CURATED
+from davinci_jax.curation.funnel import CARD_FILE, FUNNEL_FILE, read_json
+from davinci_jax.experiment import CuratedSource, CurationConfig
+from davinci_jax.experiment.data import LEVELS
+from davinci_jax.files import write_atomically
+
+FILE = "report.html"
+# What each level does, as the map's columns say it.
+LEVEL_NAMES = (
+    "acquired",
+    "normalised",
+    "filtered by rules",
+    "filtered by models",
+    "refined",
+    "completed",
+    "with context",
+    "environments",
+    "ecosystems",
+    "worlds",
+)
+
+
+def write_report(config: CurationConfig) -> pathlib.Path:
+    """Writes `<root>/curated/report.html` from the results that are there; returns its path.
+
+    One file without outside resources. Text of documents is escaped: it is shown, never run.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("davinci_jax.curation", package_path=""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    cards = read_cards(config)
+    stages = stage_names(config)
+    page = environment.get_template("report.html").render(
+        root=str(config.root),
+        levels=list(zip(LEVELS, LEVEL_NAMES, strict=True)),
+        stages=stages,
+        domains=_level_map(cards, config.sources, stages),
+        cards=[
+            {**card, "tokens": show_tokens(card["tokens"]), "stages": show_stages(card["stages"])} for card in cards
+        ],
+        sources=[_source(config, source) for source in config.sources],
+        facts=_facts(cards),
+    )
+    file = pathlib.Path(config.root) / CURATED / FILE
+    write_atomically(file, page)
+    return file
+
+
+def stage_names(config: CurationConfig) -> list[str]:
+    """Returns the training stages that sources name, in order; "all" where every source feeds all of them."""
+    named = sorted({name for source in config.sources for name in source.stages or ()})
+    return named or ["all"]
+
+
+def _level_map(
+    cards: list[dict[str, Any]], sources: tuple[CuratedSource, ...], stages: list[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Returns domain -> rows; a row has the operations of each level and which stages it feeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for card, source in zip(cards, sources, strict=True):
+        names = dict.fromkeys(LEVELS, ())
+        for step in card["recipe"] or ():
+            names[step["level"]] += (step["operation"],)
+        row = {
+            "name": card["name"],
+            "declared": card["level"],
+            "reached": card["level_reached"],
+            "operations": list(names.values()),
+            "feeds": [source.stages is None or stage in source.stages for stage in stages],
+            "tokens": show_tokens(card["tokens"]),
+        }
+        found.setdefault(card["domain"], []).append(row)
+    return found
+
+
+def _source(config: CurationConfig, source: CuratedSource) -> dict[str, Any]:
+    folder = pathlib.Path(config.root) / CURATED / source.name / "current"
+    funnel = read_json(folder / FUNNEL_FILE) or {"steps": [], "tokens_by": ""}
+    largest = max(
+        [step["bytes_in"] for step in funnel["steps"]] + [step["bytes_out"] for step in funnel["steps"]] + [1]
+    )
+    return {
+        "name": source.name,
+        "note": source.note,
+        "card": read_json(folder / CARD_FILE),
+        "tokens_by": funnel["tokens_by"],
+        "steps": [
+            {**step, "share": step["bytes_out"] / largest, "parameters": _short(step["parameters"])}
+            for step in funnel["steps"]
+        ],
+        "samples": {name: _lines(folder / "samples" / f"{name}.jsonl") for name in ("kept", "removed", "changed")},
+    }
+
+
+def _facts(cards: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    made = [card for card in cards if card["documents"] is not None]
+    return [
+        ("sources", f"{len(made)} of {len(cards)} made"),
+        ("documents", f"{sum(card['documents'] for card in made):,}"),
+        ("tokens", show_tokens(sum(card["tokens"] for card in made))),
+        ("highest level", max((card["level_reached"] for card in made), default="none")),
+    ]
+
+
+def _short(parameters: dict[str, Any]) -> str:
+    text = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in parameters.items())
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+def _lines(file: pathlib.Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]

