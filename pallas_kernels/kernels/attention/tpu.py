@@ -25,8 +25,9 @@ def supported(
     q_shape: tuple[int, ...], k_shape: tuple[int, ...], dtype, spec: AttentionSpec, on: target.Target
 ) -> str | None:
     """Why the kernels do not take a case; None if they do."""
-    if on.platform != "tpu":
-        return f"the TPU kernels do not run on {on.device_kind}"
+    missing = on.lacks_kernels("tpu")
+    if missing is not None:
+        return missing
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16, jnp.float32):
         return f"{jnp.dtype(dtype)} inputs; the kernels take bfloat16, float16 and float32"
     if q_shape[3] not in HEAD_SIZES:

@@ -153,9 +153,11 @@ def forward(
 
 
 def vmem_limit() -> int:
-    """Bytes of vector memory that a kernel may take on the current target."""
-    capacity = {"v5p": 64, "tpu7x": 64}.get(target.current().family, 128)
-    return (capacity - 8) * 2**20
+    """Bytes of vector memory that a kernel may take on the current target: all but what XLA keeps for itself.
+
+    `tpu.vmem_bytes` counts blocks, scratch and spilled tiles one by one, so no more than that is held back.
+    """
+    return target.VMEM[target.current().family] - 8 * 2**20
 
 
 def _kernel(rows, cols, flags, q, k, v, *refs, spec, config, units, kinds, has_bounds, has_positions, short):
