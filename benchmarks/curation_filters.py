@@ -345,11 +345,12 @@ def word_speeds(texts: Sequence[str]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """Returns the results as Markdown."""
+    sample, machine = result["sample"], result["machine"]
     lines = [
         "# Curation steps, MB per core-second",
         "",
-        f"{result['sample']['documents']} texts, {result['sample']['megabytes']:.1f} MB, and "
-        f"{result['sample']['pages']} pages of HTML; {result['machine']['cores']} cores shared with other work, Python {result['machine']['python']}; "
+        f"{sample['documents']} texts, {sample['megabytes']:.1f} MB, and {sample['pages']} pages of HTML; "
+        f"{machine['cores']} cores shared with other work, Python {machine['python']}; "
         + ", ".join(f"{name} {version}" for name, version in result["packages"].items())
         + ". Times are CPU times of one process; both sides take turns over the same documents.",
         "",
