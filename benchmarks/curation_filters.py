@@ -315,12 +315,14 @@ def measure_tokenising(texts: Sequence[str], vocabulary: int) -> dict[str, Any]:
     assert tokenizer._fast is not None
     tokenizer._model.encode_batch_fast(["warm"])
     works = {
-        "ours": lambda text: tokenizer._fast.encode(text).tolist(),
-        "tokenizers": lambda text: tokenizer._model.encode_batch_fast([text], add_special_tokens=False)[0].ids,
+        "ours": tokenizer._fast.encode,
+        "tokenizers": lambda text: np.array(
+            tokenizer._model.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int32
+        ),
     }
     seconds, results = in_turns(texts, works)
     size = sum(len(text.encode()) for text in texts)
-    same = sum(a == b for a, b in zip(results["ours"], results["tokenizers"], strict=True))
+    same = sum(np.array_equal(a, b) for a, b in zip(results["ours"], results["tokenizers"], strict=True))
     row = {"step": f"tokenising, {vocabulary} ids", "megabytes": size / 1e6, "seconds": seconds}
     row |= {
         "rate": {name: size / 1e6 / value for name, value in seconds.items()},
@@ -343,11 +345,12 @@ def word_speeds(texts: Sequence[str]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """Returns the results as Markdown."""
+    sample, machine = result["sample"], result["machine"]
     lines = [
         "# Curation steps, MB per core-second",
         "",
-        f"{result['sample']['documents']} texts, {result['sample']['megabytes']:.1f} MB, and "
-        f"{result['sample']['pages']} pages of HTML; {result['machine']['cores']} cores shared with other work, Python {result['machine']['python']}; "
+        f"{sample['documents']} texts, {sample['megabytes']:.1f} MB, and {sample['pages']} pages of HTML; "
+        f"{machine['cores']} cores shared with other work, Python {machine['python']}; "
         + ", ".join(f"{name} {version}" for name, version in result["packages"].items())
         + ". Times are CPU times of one process; both sides take turns over the same documents.",
         "",

@@ -129,11 +129,15 @@ class ReadInputs(PipelineStep):
             account.rejected(self._row, document, reason)
 
         for position, item in self._task_items(rank):
+            left = item.size
             for document in acquire(source, source.inputs[position], readers[position], item, reject):
                 account.took(self._row, document)
                 account.gave(self._row, document, None)
                 yield document
-            account.read(item.size)
+                # A file may be compressed: its documents are as much of it as they can be.
+                account.read(min(left, document.size))
+                left = max(0, left - document.size)
+            account.read(left)
 
     def _task_items(self, rank: int) -> Iterator:
         with (self._task.job.folder / self._task.job.stage.hash / PLAN_FILE).open(encoding="utf-8") as lines:

@@ -7,7 +7,6 @@ hashes in NumPy, so two different n-grams of one document are taken for the same
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from davinci_jax.curation.documents import Document
 from davinci_jax.curation.rules import Rule
 from davinci_jax.curation.words import Vocabulary, tokeniser_version, word_tokeniser
 
-_PARAGRAPHS, _LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
 # Odd and other than the base of the words' own hash.
 _SPACING = np.uint64(0xD6E8FEB86659FD93)
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -59,13 +57,13 @@ class GopherRepetition(WordRule):
         text = document.text
         if not text:
             return "empty"
-        paragraphs = _PARAGRAPHS.split(text.strip())
+        paragraphs = split_paragraphs(text.strip())
         count, characters = repeated(paragraphs)
         if count / len(paragraphs) > self.duplicate_paragraphs:
             return "dup_para_frac"
         if characters / len(text) > self.duplicate_paragraph_characters:
             return "dup_para_char_frac"
-        lines = _LINES.split(text)
+        lines = split_lines(text)
         count, characters = repeated(lines)
         if count / len(lines) > self.duplicate_lines:
             return "dup_line_frac"
@@ -219,6 +217,17 @@ class NGrams:
             shorter = self._joined_codes(n - 1)[: max(len(self._codes) - n + 1, 0)]
             self._joined[n] = shorter * self._powers[n - 1 :] + self._codes[n - 1 :]
         return self._joined[n]
+
+
+def split_paragraphs(text: str) -> list[str]:
+    """Returns what stands between two or more newlines, of a text that neither begins nor ends with one."""
+    return [piece.lstrip("\n") for piece in text.split("\n\n") if piece] or [""]
+
+
+def split_lines(text: str) -> list[str]:
+    """Returns what stands between newlines, several in a row being one; an outer newline leaves an empty line."""
+    lines = [line for line in text.split("\n") if line]
+    return [""] * text.startswith("\n") + lines + [""] * text.endswith("\n")
 
 
 def repeated(items: list[str]) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from davinci_jax.text import QWEN2_SPLIT
+from davinci_jax.text import END_OF_TEXT, QWEN2_SPLIT
 
 # How GPT-2 cuts text (Radford et al. 2019), which `tokenizers` does where a ByteLevel step brings its own pattern.
 GPT2_SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -42,7 +42,11 @@ class FastEncoder:
         import tiktoken
 
         ranks = {token: rank for rank, token in enumerate(tokens)}
-        self._encoding = tiktoken.Encoding("tokenizer.json", pat_str=split, mergeable_ranks=ranks, special_tokens={})
+        # Without any special token tiktoken looks for one at every character. This one is never let through.
+        special = {END_OF_TEXT[0]: len(tokens)}
+        self._encoding = tiktoken.Encoding(
+            "tokenizer.json", pat_str=split, mergeable_ranks=ranks, special_tokens=special
+        )
         self._ids, self._normalise = ids, normalise
         self._lengths = np.array([len(token) for token in tokens])
 

@@ -3,13 +3,13 @@
 import collections
 import json
 import math
-import struct
 import sys
 import zlib
 
 import jax
 import numpy as np
 import pytest
+from raw_files import fasttext_model
 from scipy.optimize import minimize_scalar
 
 from davinci_jax.curation import classifier, fasttext, judges, labels, metrics
@@ -239,17 +239,8 @@ def fasttext_file(tmp_path):
     """A supervised softmax model of fastText's format 12, with (file, input [4, 3], output [2, 3])."""
     random = np.random.default_rng(0)
     inputs, outputs = random.normal(size=(4, 3)).astype("<f4"), random.normal(size=(2, 3)).astype("<f4")
-    arguments = (3, 5, 5, 1, 5, 1, 3, 3, 0, 0, 0, 100)
-    entries = [(word, 0) for word in WORDS] + [(name, 1) for name in CLASSES]
-    content = struct.pack("<ii12id", 793712314, 12, *arguments, 1e-4)
-    content += struct.pack("<iiiqq", 6, 4, 2, 99, -1)
-    content += b"".join(
-        word.encode() + b"\0" + struct.pack("<qb", 9 - n, kind) for n, (word, kind) in enumerate(entries)
-    )
-    for matrix in (inputs, outputs):
-        content += b"\0" + struct.pack("<qq", *matrix.shape) + matrix.tobytes()
     file = tmp_path / "model.bin"
-    file.write_bytes(content)
+    file.write_bytes(fasttext_model(WORDS, CLASSES, inputs, outputs))
     return file, inputs, outputs
 
 

@@ -1,11 +1,9 @@
 """PDF files, notebooks and source files made here, whole and damaged."""
 
-import io
 import json
 
-import pypdf
 import pytest
-from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+from raw_files import pdf
 
 from davinci_jax.curation.code import CodeFiles, language_of
 from davinci_jax.curation.documents import Document
@@ -19,30 +17,6 @@ def run(operation, raw, **metadata):
     given = Document(id="d", raw=raw, metadata=metadata)
     kept = list(operation.apply(iter([given]), lambda document, reason: rejects.append(reason)))
     return (kept[0] if kept else None), (rejects[0] if rejects else None)
-
-
-def pdf(*pages, title="", password=None):
-    """A PDF file with the lines of each page set in Helvetica."""
-    writer = pypdf.PdfWriter()
-    for lines in pages:
-        page = writer.add_blank_page(612, 792)
-        font = DictionaryObject(
-            {NameObject("/Type"): NameObject("/Font"), NameObject("/Subtype"): NameObject("/Type1")}
-        )
-        font[NameObject("/BaseFont")] = NameObject("/Helvetica")
-        fonts = DictionaryObject({NameObject("/F1"): writer._add_object(font)})
-        page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
-        stream = DecodedStreamObject()
-        shown = "".join(f"({line}) Tj 0 -14 Td " for line in lines)
-        stream.set_data(f"BT /F1 12 Tf 72 700 Td {shown} ET".encode())
-        page[NameObject("/Contents")] = writer._add_object(stream)
-    if title:
-        writer.add_metadata({"/Title": title})
-    if password:
-        writer.encrypt(password, algorithm="RC4-128")
-    out = io.BytesIO()
-    writer.write(out)
-    return out.getvalue()
 
 
 def test_the_text_layer_is_read_page_by_page():

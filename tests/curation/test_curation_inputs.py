@@ -8,7 +8,6 @@ import json
 import lzma
 import os
 import pathlib
-import subprocess
 import tarfile
 import zipfile
 
@@ -20,6 +19,7 @@ import zstandard
 from fastwarc.warc import ArchiveIterator
 from hypothesis import given as cases
 from hypothesis import strategies as st
+from raw_files import git, warc
 
 from davinci_jax.curation import archives, inputs
 from davinci_jax.curation.inputs import acquire, make_plan
@@ -315,20 +315,6 @@ def test_parquet(tmp_path):
     assert list(rejects) == ["in/bad.parquet"]
 
 
-def warc(*records):
-    out = b""
-    for kind, url, content_type, body in records:
-        http = b"HTTP/1.1 200 OK\r\nContent-Type: " + content_type + b"\r\n\r\n" + body
-        head = (
-            f"WARC/1.0\r\nWARC-Type: {kind}\r\n"
-            f"WARC-Record-ID: <urn:uuid:{url[-1]}0000000-0000-0000-0000-000000000000>\r\n"
-            f"WARC-Date: 2026-01-02T03:04:05Z\r\nWARC-Target-URI: {url}\r\n"
-            f"Content-Type: application/http; msgtype={kind}\r\nContent-Length: {len(http)}\r\n\r\n"
-        )
-        out += gzip.compress(head.encode() + http + b"\r\n\r\n")
-    return out
-
-
 def test_warc(tmp_path):
     data = warc(
         ("response", "http://x/a", b"text/html; charset=latin-1", b"<p>caf\xe9</p>"),
@@ -346,14 +332,6 @@ def test_warc(tmp_path):
     assert page.metadata["time"] == "2026-01-02T03:04:05Z"
     assert page.lineage[0]["parameters"]["url"] == "http://x/a"
     assert list(rejects.values()) == ["more than 500 bytes"]
-
-
-def git(folder, *arguments):
-    environment = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
-    command = ["git", "-c", "user.name=n", "-c", "user.email=e@x", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment, check=True, capture_output=True, text=True
-    ).stdout.strip()
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Gopher, C4 and FineWeb rules against datatrove's filters, which are written by others: decision, reason and text."""
 
+import itertools
 import pathlib
 import random
+import re
 
 import pytest
 from datatrove.data import Document as Theirs
@@ -16,7 +18,7 @@ import davinci_jax
 from davinci_jax.curation.c4 import C4Quality
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.fineweb import FineWebQuality
-from davinci_jax.curation.gopher import GopherQuality, GopherRepetition, NGrams
+from davinci_jax.curation.gopher import GopherQuality, GopherRepetition, NGrams, split_lines, split_paragraphs
 from davinci_jax.curation.words import WordTokeniser
 from davinci_jax.errors import ConfigError
 
@@ -151,6 +153,14 @@ def test_brackets_may_stay_where_text_is_about_programs():
     text = "\n".join([*varied(6), "The set {a, b} is small."])
     assert ours(C4Quality(), text) == ("curly_bracket", None)
     assert ours(C4Quality(curly_brackets=False), text) == (None, text)
+
+
+def test_lines_and_paragraphs_are_split_as_the_patterns_of_the_filter_split_them():
+    for length in range(1, 9):
+        for letters in itertools.product("a\n", repeat=length):
+            text = "".join(letters)
+            assert split_lines(text) == re.split("\n+", text)
+            assert split_paragraphs(text.strip()) == re.split("\n{2,}", text.strip())
 
 
 def brute_repeated(words, n):
