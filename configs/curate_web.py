@@ -38,6 +38,7 @@ def config() -> CurationConfig:
         EXACT_DUPLICATES,
         # FineWeb's 14 bands of 8 over 5 words, and like datatrove's default pages that differ in numbers are one.
         Step("near-duplicates", bands=14, rows=8, shingle=5, normalise_numbers=True),
+        # Its text, with headings, lists and code, takes the place of the one that the rules have judged.
         Step("html-careful"),
         files.educational_value(),
         PERSONAL_DATA,
