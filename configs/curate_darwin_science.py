@@ -19,7 +19,7 @@ The report has one distilled model of 0.5 B parameters for all three; labels fro
 and the small classifiers of this project stand in for it.
 """
 
-from davinci_jax.curation.pieces import ENGLISH, NEAR_DUPLICATES, Files, table_2
+from davinci_jax.curriculum.curation_recipes import ENGLISH, NEAR_DUPLICATES, Files, table_2
 from davinci_jax.experiment import CurationConfig, Step
 
 FOLDER = "data/darwin_science"

@@ -15,7 +15,7 @@ the pages that are left as MegaMath has it. Below FOLDER, relative to where the 
 Copy the file to change more than a path; `sources.web.recipe.educational-value.parameters.threshold=2` changes a step.
 """
 
-from davinci_jax.curation.pieces import ENGLISH, EXACT_DUPLICATES, PERSONAL_DATA, Files, table_2
+from davinci_jax.curriculum.curation_recipes import ENGLISH, EXACT_DUPLICATES, PERSONAL_DATA, Files, table_2
 from davinci_jax.experiment import CurationConfig, Step
 
 FOLDER = "data/web"
