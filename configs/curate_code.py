@@ -15,7 +15,7 @@ published, reaches L2 by what it does, and its card shows both. A classifier of 
 """
 
 from davinci_jax.curation.licences import PERMISSIVE
-from davinci_jax.curation.pieces import EXACT_DUPLICATES, NEAR_DUPLICATES, PERSONAL_DATA, Files, table_2
+from davinci_jax.curriculum.curation_recipes import EXACT_DUPLICATES, NEAR_DUPLICATES, PERSONAL_DATA, Files, table_2
 from davinci_jax.experiment import CurationConfig, Step
 
 FOLDER = "data/code"

@@ -8,8 +8,9 @@ folders do. Completed papers are a third, which reads the refined ones. Below FO
 runs, lie
 
     raw/books/, raw/papers/     PDF files with a text layer; scans are rejected. The report transcribes all pages with
-                                olmOCR: pictures of single pages go through `Step("transcribe", **LLM)` in the
-                                place of "pdf-text", with a bound on size that fits a page
+                                olmOCR: pictures of single pages (input of kind "folder") go through
+                                `Step("transcribe", **LLM)` in the place of "pdf-text", and stay single pages,
+                                for which 8 kB is too high a bound
     models/educational-value/   a classifier with the grades 0 to 5 as classes: docs/curation.md, L3
     models/domain/              a classifier with the fields of DOMAINS among its classes
     models/document-type/       a classifier with the types of NOT_TEACHING among its classes
@@ -19,7 +20,7 @@ The report has one distilled model of 0.5 B parameters for all three; labels fro
 and the small classifiers of this project stand in for it.
 """
 
-from davinci_jax.curation.pieces import ENGLISH, NEAR_DUPLICATES, Files, table_2
+from davinci_jax.curriculum.curation_recipes import ENGLISH, NEAR_DUPLICATES, Files, table_2
 from davinci_jax.experiment import CurationConfig, Step
 
 FOLDER = "data/darwin_science"

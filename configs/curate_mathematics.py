@@ -15,7 +15,7 @@ that the language model sees nothing twice. Below FOLDER, relative to where the 
 Rules for prose are left out: curly brackets, symbols and short lines are what mathematics is made of.
 """
 
-from davinci_jax.curation.pieces import ENGLISH, EXACT_DUPLICATES, PERSONAL_DATA, Files, table_2
+from davinci_jax.curriculum.curation_recipes import ENGLISH, EXACT_DUPLICATES, PERSONAL_DATA, Files, table_2
 from davinci_jax.experiment import CurationConfig, Step
 
 FOLDER = "data/mathematics"

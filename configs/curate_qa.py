@@ -10,7 +10,7 @@ relative to where the command runs, lie
 Every question is a document with its place marked, so that training can leave questions out of the loss.
 """
 
-from davinci_jax.curation.pieces import EXACT_DUPLICATES, Files, table_2
+from davinci_jax.curriculum.curation_recipes import EXACT_DUPLICATES, Files, table_2
 from davinci_jax.experiment import CurationConfig, Step
 
 FOLDER = "data/qa"

@@ -13,7 +13,7 @@ Programs run in the sandbox (docs/curation.md), which needs namespaces of Linux;
 that does.
 """
 
-from davinci_jax.curation.pieces import EXACT_DUPLICATES, Files, table_2
+from davinci_jax.curriculum.curation_recipes import EXACT_DUPLICATES, Files, table_2
 from davinci_jax.experiment import CurationConfig, Step
 
 FOLDER = "data/rejection"

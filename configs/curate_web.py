@@ -15,7 +15,7 @@ the pages that are left as MegaMath has it. Below FOLDER, relative to where the 
 Copy the file to change more than a path; `sources.web.recipe.educational-value.parameters.threshold=2` changes a step.
 """
 
-from davinci_jax.curation.pieces import ENGLISH, EXACT_DUPLICATES, PERSONAL_DATA, Files, table_2
+from davinci_jax.curriculum.curation_recipes import ENGLISH, EXACT_DUPLICATES, PERSONAL_DATA, Files, table_2
 from davinci_jax.experiment import CurationConfig, Step
 
 FOLDER = "data/web"
@@ -38,6 +38,7 @@ def config() -> CurationConfig:
         EXACT_DUPLICATES,
         # FineWeb's 14 bands of 8 over 5 words, and like datatrove's default pages that differ in numbers are one.
         Step("near-duplicates", bands=14, rows=8, shingle=5, normalise_numbers=True),
+        # Its text, with headings, lists and code, takes the place of the one that the rules have judged.
         Step("html-careful"),
         files.educational_value(),
         PERSONAL_DATA,

@@ -59,7 +59,8 @@ class C4Quality:
             elif text == document.text:
                 yield document
             else:
-                yield document.with_text(text)
+                # The page's bytes are still those of the document: a careful pass may come.
+                yield document.with_text(text, raw=document.raw)
 
     def lines(self, text: str) -> tuple[str | None, str]:
         """Returns the text of the lines that stay and "", or `None` and why the document is dropped."""

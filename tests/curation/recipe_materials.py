@@ -28,6 +28,13 @@ ADVERTISEMENT = (
     "The sale of the year begins now, and you have never seen a discount like that. Click on the banner to order a "
     "voucher, and have the offer of the week sent to your door. The offer ends soon, so that you should order now."
 )
+PROSE = (
+    "A river takes sand and mud from the hills, and lays them down where it slows. Near the sea, where the land is "
+    "level, it builds a plain that is younger than the people who live on it.",
+    "When the water is high it leaves its bed. What it carries then stays on the fields, and they have more to give in "
+    "the next year. That is why the first large towns stood beside such rivers.",
+    "A dam ends all of this. The sand stays behind the wall, the plain sinks, and the sea comes in with every storm.",
+)
 MIT = "MIT License\n\nPermission is hereby granted, free of charge, to any person obtaining a copy of this software."
 GPL = "GNU GENERAL PUBLIC LICENSE\nVersion 3, 29 June 2007\n\nEveryone is permitted to copy this license document."
 

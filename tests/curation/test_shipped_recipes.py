@@ -170,6 +170,19 @@ def test_thresholds_are_the_published_ones():
     assert checkers == ["math", "choice", "code"]
 
 
+@pytest.mark.parametrize(("name", "source"), [("curate_web", "web"), ("curate_mathematics", "mathematics")])
+def test_the_bytes_of_a_page_reach_the_careful_pass(name, source):
+    raw = recipe_materials.page("\n".join(recipe_materials.PROSE), "Of rivers and the sea")
+    documents = iter([Document(id="d", raw=raw, metadata={"url": "http://good.example/"})])
+    for operation in operations(name, source):
+        if operation.name == "html-careful":
+            break
+        if operation.level != "L3" and not hasattr(operation, "reduce"):
+            documents = operation.apply(documents, pytest.fail)
+    [document] = documents
+    assert document.raw == raw
+
+
 def test_code_says_that_its_level_is_published_and_not_reached():
     [code, _] = load("curate_code").sources
     assert "L3 as published, by operation L2" in code.note
