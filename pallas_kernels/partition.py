@@ -167,6 +167,15 @@ def _explicit_axes(arrays, inputs: list[list[str]], allowed: list[str], name: st
     return axes if any(axes.values()) else {}
 
 
+def explicit_parts(array: jax.Array, axis: int) -> int:
+    """Into how many parts explicit mesh axes divide a dimension."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit not in mesh.axis_types:
+        return 1
+    spec = jax.typeof(array).sharding.spec
+    return _size(mesh, spec[axis] if axis < len(spec) else None)
+
+
 def _size(mesh, entry: Entry) -> int:
     size = 1
     for axis in _tuple(entry):

@@ -66,7 +66,9 @@ def current() -> Target:
     """The target of the program being traced: the one set by `compiling_for`, else jax's default device."""
     if _chosen.value is not None:
         return _chosen.value
-    device = jax.devices()[0]
+    device = jax.config.jax_default_device or jax.devices()[0]
+    if isinstance(device, str):
+        device = jax.devices(device)[0]
     cores = getattr(device, "num_cores" if device.platform == "tpu" else "core_count", None)
     return Target(device.platform, device.device_kind, cores or 1)
 

@@ -5,13 +5,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import partition, tables, target
 from pallas_kernels.errors import ArgumentError, UnsupportedError
-from pallas_kernels.kernels.attention import xla
-from pallas_kernels.kernels.attention.spec import AttentionSpec
+from pallas_kernels.kernels.attention import checks, xla
 
 RESIDUAL = "attention_out"  # the name under which output and log-sum-exp can be kept by a remat policy
 
@@ -58,7 +56,8 @@ def attention(
         attentions over parts of the keys can be merged.
       backend: "auto" takes a Pallas kernel on TPU, on Hopper what is recorded as fastest, elsewhere "xla"; "pallas" or
         "cudnn" insist.
-      config: block sizes (`ForwardConfig`, `BackwardConfig`), a pair of the kernel at hand; None looks them up.
+      config: block sizes (`ForwardConfig`, `BackwardConfig`), a pair of the kernel at hand; None, or None in it, looks
+        them up. "xla" and "cudnn" have none; where "auto" falls back to these, a pair is not used.
 
     Returns:
       [B, T, H, K] in the dtype of `q`; with `return_lse` also [B, H, T] float32. A query that sees no key gives 0
@@ -68,89 +67,32 @@ def attention(
       ArgumentError: shapes, dtypes or values that do not fit together; it names the argument.
       UnsupportedError: a backend that was named does not take this case.
     """
-    spec = _spec(q, k, v, causal, window, soft_cap, scale)
-    masks = _masks(q, k, spec, segment_ids, positions)
-    _check_sinks(sinks, q)
+    checks.arrays(q, k, v)
+    spec = checks.spec(q.shape[3], causal, window, soft_cap, scale)
+    masks = checks.masks(q, k, spec, segment_ids, positions)
+    sinks = checks.sinks(sinks, q)
     chosen = _choose(backend, q, k, spec, masks, needs_lse=return_lse or sinks is not None)
+    config = checks.config(config, backend, _kernel(chosen) if chosen in ("tpu", "hopper") else None)
     q, k, v, *masks = partition.vary_alike(q, k, v, *masks)
     if chosen == "cudnn":
         return _cudnn(q, k, v, masks, spec)
-    out, lse = _attend(q, k, v, tuple(masks), spec, chosen, config or (None, None))
+    out, lse = _attend(q, k, v, tuple(masks), spec, chosen, config)
     if sinks is not None:
-        total = jnp.logaddexp(lse, sinks.astype(jnp.float32)[:, None])
-        out = (out * jnp.exp(lse - total).transpose(0, 2, 1)[..., None]).astype(q.dtype)
-        lse = total
+        out, lse = _with_sinks(out, lse, sinks[:, None])
     return (out, lse) if return_lse else out
 
 
-def _spec(q, k, v, causal, window, soft_cap, scale) -> AttentionSpec:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4:
-            raise ArgumentError("attention", name, f"has shape {x.shape}", "give (batch, sequence, heads, head size)")
-        if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64) or x.dtype != q.dtype:
-            raise ArgumentError("attention", name, f"is {x.dtype}", "give q, k and v in one floating dtype")
-    if k.shape != v.shape:
-        raise ArgumentError("attention", "v", f"has shape {v.shape}, k has {k.shape}", "give both the same")
-    if (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3]):
-        problem = f"has shape {k.shape}, which does not fit q {q.shape}"
-        raise ArgumentError("attention", "k", problem, "batch and head size must be equal")
-    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
-        problem = f"has {k.shape[2]} heads, which do not divide the {q.shape[2]} of q"
-        raise ArgumentError("attention", "k", problem, "give a divisor of the query heads")
-    if soft_cap is not None and not soft_cap > 0:
-        raise ArgumentError("attention", "soft_cap", f"is {soft_cap}", "give a positive number or None")
-    return AttentionSpec(causal, _window(window, causal), soft_cap, q.shape[3] ** -0.5 if scale is None else scale)
+def _with_sinks(out, lse, sinks):
+    """Output and log-sum-exp [B, H, T] with the scores `sinks` [H, 1] added to each softmax.
 
-
-def _window(window: int | tuple[int, int] | None, causal: bool) -> tuple[int, int] | None:
-    if window is None:
-        return None
-    if isinstance(window, int):
-        if window < 1:
-            raise ArgumentError("attention", "window", f"is {window}", "give at least 1, the own position")
-        return (window - 1, -1 if causal else window - 1)
-    if len(window) != 2 or min(window) < -1:
-        raise ArgumentError("attention", "window", f"is {window}", "give (left, right), each at least -1")
-    return tuple(window) if max(window) >= 0 else None
-
-
-def _masks(q, k, spec, segment_ids, positions):
-    """(q_segments, kv_segments, q_positions, kv_positions), each [B, length] int32 or None."""
-    masks = []
-    for name, given in (("segment_ids", segment_ids), ("positions", positions)):
-        pair = given if isinstance(given, (tuple, list)) else (given, given)
-        if given is None:
-            masks += [None, None]
-            continue
-        for x, like in zip(pair, (q, k), strict=True):
-            if x.shape != like.shape[:2] or not jnp.issubdtype(x.dtype, jnp.integer):
-                problem = f"has {x.dtype}{list(x.shape)} for a sequence of shape {like.shape[:2]}"
-                raise ArgumentError("attention", name, problem, "give integers (batch, sequence), or a pair of them")
-            if name == "segment_ids":
-                _check_order(x)
-            masks.append(jnp.asarray(x, jnp.int32))
-    if (spec.causal or spec.window) and positions is None and q.shape[1] != k.shape[1]:
-        problem = f"is None, with {q.shape[1]} queries and {k.shape[1]} keys under a causal mask or a window"
-        raise ArgumentError("attention", "positions", problem, "say where they lie: a pair ([B, T], [B, S])")
-    return masks
-
-
-def _check_order(ids: jax.Array) -> None:
-    """Refuses ids that decrease, where their values are known: inside a trace they are not."""
-    if isinstance(ids, jax.core.Tracer):
-        return
-    for row, values in enumerate(np.asarray(ids)):
-        values = values[values >= 0]
-        if (np.diff(values) < 0).any():
-            problem = f"decrease in row {row}"
-            raise ArgumentError("attention", "segment_ids", problem, "number the documents of a row in their order")
-
-
-def _check_sinks(sinks, q) -> None:
-    if sinks is not None and sinks.shape != (q.shape[2],):
-        raise ArgumentError(
-            "attention", "sinks", f"has shape {sinks.shape}", f"give one for each of {q.shape[2]} heads"
-        )
+    Scores of -inf on both sides have no difference: a query that sees nothing has an output of 0 whatever its share,
+    and the log-sum-exp of the sink alone.
+    """
+    blind = jnp.isneginf(lse)
+    finite = jnp.where(blind, 0.0, lse)
+    share = jax.nn.sigmoid(finite - sinks)
+    out = (out * share.transpose(0, 2, 1)[..., None]).astype(out.dtype)
+    return out, jnp.where(blind, sinks, jnp.logaddexp(finite, sinks))
 
 
 def _choose(backend, q, k, spec, masks, needs_lse) -> str:
@@ -187,11 +129,7 @@ def _reason(backend, q, k, spec, masks, needs_lse) -> str | None:
         return None
     if backend == "cudnn":
         return _cudnn_reason(q, k, spec, masks, needs_lse, now)
-    if now.platform == "tpu":
-        return _kernel("tpu").supported(q.shape, k.shape, q.dtype, spec, now)
-    if now.family == "hopper":
-        return _kernel("hopper").supported(q.shape, k.shape, q.dtype, spec, now)
-    return f"there is no kernel for {now.device_kind}"
+    return _kernel("tpu" if now.platform == "tpu" else "hopper").supported(q.shape, k.shape, q.dtype, spec, now)
 
 
 def _kernel(backend: str):
@@ -213,6 +151,7 @@ def _attend(q, k, v, masks, spec, backend, config):
 
 
 HEADS, KEYS, ROWS = "b t (g r) k", "b s g k", "b (g r) t"
+OF_ONE_KEY_HEAD = {HEADS: "b t h k", ROWS: "b h t"}  # which every device then has whole
 MASKS = ("b t", "b s", "b t", "b s")
 
 
@@ -248,8 +187,11 @@ def _divided(local, backend, arrays, dims, masks, out_dims):
     """Calls `local` on the parts of all arrays that each device holds; masks that are None stay away."""
     given = [(mask, labels) for mask, labels in zip(masks, MASKS, strict=True) if mask is not None]
     arrays, dims = (*arrays, *(mask for mask, _ in given)), (*dims, *(labels for _, labels in given))
-    opaque = backend != "xla"
-    options = {"divisible": "b g", "batch": "b", "name": "attention", "opaque": opaque}
+    opaque, divisible = backend != "xla", "b g"
+    if arrays[1].shape[2] == 1:
+        dims, out_dims = ([OF_ONE_KEY_HEAD.get(labels, labels) for labels in each] for each in (dims, out_dims))
+        divisible = "b h"
+    options = {"divisible": divisible, "batch": "b", "name": "attention", "opaque": opaque}
     return partition.divided(local, arrays, dims, out_dims, **options)
 
 
@@ -268,6 +210,8 @@ def _cudnn_reason(q, k, spec, masks, needs_lse, now) -> str | None:
         return f"cuDNN does not run on {now.device_kind}"
     if not _cudnn_found():
         return "jax finds no cuDNN"
+    if not q.size or not k.size:
+        return "an array without elements"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"cuDNN's fused attention takes bfloat16 and float16, not {q.dtype}"
     if q.shape[3] % 8 or q.shape[3] > 128:
@@ -283,16 +227,15 @@ def _cudnn_reason(q, k, spec, masks, needs_lse, now) -> str | None:
     return None
 
 
+@functools.cache
 def _cudnn_found() -> bool:
-    """jax raises where cuDNN is missing and has no public way to ask; a name that moved counts as found."""
+    """jax has no way to ask for cuDNN: it raises where a call that needs it is traced, and so says what it would do."""
+    x = jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)
     try:
-        from jax._src.cudnn import fused_attention_stablehlo
-
-        return bool(fused_attention_stablehlo.check_cudnn_version())
+        jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), x, x, x)
     except RuntimeError:
         return False
-    except (ImportError, AttributeError):
-        return True
+    return True
 
 
 def _cudnn(q, k, v, masks, spec):

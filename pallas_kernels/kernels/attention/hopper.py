@@ -5,6 +5,7 @@ Mosaic GPU is imported with the kernels, when one is first called: it needs absl
 
 import dataclasses
 import functools
+import importlib
 import math
 
 import jax
@@ -61,14 +62,26 @@ def supported(
 ) -> str | None:
     """Why the kernels do not take a case; None if they do."""
     del spec  # all of them
-    if on.family != "hopper":
-        return f"the Hopper kernels do not run on {on.device_kind}"
+    missing = on.lacks_kernels("gpu") or _lacks_mosaic()
+    if missing is not None:
+        return missing
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return f"{jnp.dtype(dtype)} inputs; the kernels take bfloat16 and float16"
     if q_shape[3] not in HEAD_SIZES:
         return f"head size {q_shape[3]}; the kernels take {', '.join(map(str, HEAD_SIZES))}"
     if not math.prod(q_shape) or not math.prod(k_shape):
         return "an array without elements"
+    return None
+
+
+def _lacks_mosaic() -> str | None:
+    """Why the kernels' language cannot be imported, if so; newer jax needs no absl-py, and so is asked itself."""
+    try:
+        importlib.import_module("jax.experimental.pallas.mosaic_gpu")
+    except ModuleNotFoundError as error:
+        if error.name != "absl":
+            raise
+        return "absl-py is not installed, which Mosaic GPU needs"
     return None
 
 

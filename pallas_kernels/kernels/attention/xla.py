@@ -31,6 +31,8 @@ def forward(q, k, v, *, spec: AttentionSpec, q_segments, kv_segments, q_position
       out [B, T, H, K] in the dtype of `q`, and the log-sum-exp of the scores [B, H, T] float32. A query that sees no
       key gives 0 and -inf.
     """
+    if not q.size or not k.size:
+        return jnp.zeros_like(q), jnp.full_like(q[..., 0].transpose(0, 2, 1), -jnp.inf, jnp.float32)
     seen = functools.partial(_seen, spec, q_segments, kv_segments, q_positions, kv_positions)
     blind = _may_be_blind(spec, q_segments, q_positions)
     q, k, v = _grouped(q, k.shape[2]), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
@@ -65,6 +67,8 @@ def backward(q, k, v, lse, delta, dout, *, spec: AttentionSpec, q_segments, kv_s
     Returns:
       (dq, dk, dv) in the shapes and dtypes of (q, k, v).
     """
+    if not q.size or not k.size:
+        return tuple(jnp.zeros_like(x) for x in (q, k, v))
     # Scores are rebuilt with keys in rows: as [s, r q] the three large products of a chunk need no transposed copy of
     # a matrix of scores, only of q-sized ones.
     seen = functools.partial(_seen, spec, q_segments, kv_segments, q_positions, kv_positions)

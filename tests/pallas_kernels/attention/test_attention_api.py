@@ -1,5 +1,10 @@
 """The public attention function on its reference backend: numbers, gradients, transformations, meshes, bad input."""
 
+import functools
+import subprocess
+import sys
+import textwrap
+
 import attention_reference
 import jax
 import jax.numpy as jnp
@@ -11,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pallas_kernels import supported, target
 from pallas_kernels.errors import ArgumentError, UnsupportedError
-from pallas_kernels.kernels.attention import RESIDUAL, AttentionSpec, api, attention
+from pallas_kernels.kernels.attention import RESIDUAL, AttentionSpec, api, attention, hopper, tpu
 from pallas_kernels.kernels.attention.xla import _chunks
 
 
@@ -100,6 +105,94 @@ def test_queries_that_see_nothing_give_zero_and_no_gradient():
 
 
 @pytest.mark.slow
+def test_a_sink_of_no_weight_changes_nothing_even_for_queries_that_see_nothing():
+    q, k, v = inputs()
+    ids = documents(2, 40, padding=4)
+    sinks = jnp.asarray([-jnp.inf, 0.5, -jnp.inf, -jnp.inf])
+    got = pull(lambda q, k, v, s: attention(q, k, v, sinks=s, segment_ids=ids, return_lse=True), q, k, v, sinks)
+    mask = attention_reference.visible(AttentionSpec(True, None, None, 1.0), 2, 40, 40, ids, ids)
+    finite = np.where(np.isinf(sinks), -1e5, sinks)
+    want = list(attention_reference.attention(q, k, v, mask, scale=8**-0.5, sinks=finite, dout=got[-2], dlse=got[-1]))
+    want[1][want[1] < -9e4] = -np.inf
+    assert np.isneginf(got[1]).any()
+    for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), got, want, strict=False):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5, err_msg=name)
+    assert np.isfinite(got[5]).all()
+    np.testing.assert_allclose(got[5][1], want[5][1], rtol=2e-5)
+
+
+def test_parts_merge_where_padding_sees_none_of_them():
+    q, k, v = inputs()
+    ids, where = documents(2, 40, padding=4), jnp.tile(jnp.arange(40), (2, 1))
+
+    def merged(q, k, v):
+        options = {"return_lse": True}
+        parts = [
+            attention(
+                q, k[:, part], v[:, part], segment_ids=(ids, ids[:, part]), positions=(where, where[:, part]), **options
+            )
+            for part in (slice(0, 24), slice(24, 40))
+        ]
+        outs, lses = map(jnp.stack, zip(*parts, strict=True))
+        shares = jax.nn.softmax(jnp.maximum(lses, -1e30), axis=0)
+        return jnp.einsum("pbthk,pbht->bthk", outs, shares)
+
+    def run(function):
+        def loss(*arrays):
+            out = function(*arrays)
+            return jnp.sin(out).sum(), out
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+
+    def whole(q, k, v):
+        return attention(q, k, v, segment_ids=ids)
+
+    got, want = (run(function) for function in (merged, whole))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+EMPTY = {"batch": {"batch": 0}, "sequence": {"length": 0}, "queries": {"length": 0, "keys": 7}, "heads": {"heads": 0}}
+
+
+@pytest.mark.parametrize("sizes", EMPTY.values(), ids=EMPTY)
+def test_arrays_without_elements_give_the_like(sizes):
+    q, k, v = inputs(**sizes)
+    options = {"causal": False, "return_lse": True, "sinks": jnp.ones(q.shape[2])}
+    out, lse, *gradients = pull(lambda *x: attention(*x, **options), q, k, v)[:5]
+    assert out.shape == q.shape
+    assert lse.shape == (q.shape[0], q.shape[2], q.shape[1])
+    for gradient, x in zip(gradients, (q, k, v), strict=True):
+        assert gradient.shape == x.shape
+        assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("on", [target.TPU_V5P, target.H200], ids=["tpu", "hopper"])
+def test_without_keys_every_query_sees_nothing(on):
+    q, k, v = inputs(5)
+    k, v = k[:, :0], v[:, :0]
+    got = pull(lambda *x: attention(*x, causal=False, return_lse=True), q, k, v)
+    assert (got[0] == 0).all()
+    assert np.isneginf(got[1]).all()
+    assert (got[2] == 0).all()
+    assert got[3].shape == k.shape
+    with target.compiling_for(on):
+        halves = [x.astype(jnp.bfloat16) for x in inputs(5, size=64)]
+        assert supported(attention, halves[0], halves[1][:, :0], halves[2][:, :0], causal=False).endswith("elements")
+        assert attention(*(x[:0] for x in halves)).shape == (0, 5, 4, 64)  # auto runs XLA
+
+
+def test_without_rows_inside_shard_map():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    data = PartitionSpec("data")
+
+    def loss(*x):
+        run = jax.shard_map(lambda *x: attention(*x), mesh=mesh, in_specs=data, out_specs=data)
+        return run(*x).sum()
+
+    assert jax.jit(jax.grad(loss))(*inputs(5, batch=0)).shape == (0, 5, 4, 8)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.02), (jnp.float16, 0.004)])
 def test_16_bit_stays_within_its_rounding(dtype, tolerance):
     q, k, v = inputs(140, heads=4, groups=4, size=64, dtype=dtype)
@@ -159,6 +252,39 @@ def test_divided_over_batch_and_heads(axes):
     want = jax.grad(lambda *x: jnp.square(attention(*x, segment_ids=ids)).sum(), (0, 1, 2))(q, k, v)
     for got, expected in zip(grads, want, strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto])
+def test_one_key_head_serves_query_heads_that_are_divided(axes):
+    q, k, v = inputs(12, heads=8, groups=1, batch=4)
+
+    def loss(*x):
+        out, lse = attention(*x, return_lse=True)
+        return (jnp.sin(out).sum() + jnp.cos(lse).sum()), out
+
+    run = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+    (_, want), gradients = jax.jit(run)(q, k, v)
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(axes,) * 2)
+    with jax.set_mesh(mesh):
+        heads, whole = (NamedSharding(mesh, PartitionSpec("data", *rest)) for rest in ((None, "tensor"), ()))
+        arrays = [jax.device_put(x, s) for x, s in zip((q, k, v), (heads, whole, whole), strict=True)]
+        (_, got), found = jax.jit(run)(*arrays)
+        assert got.sharding.is_equivalent_to(heads, 4)
+    for a, b in zip((got, *found), (want, *gradients), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_key_heads_that_devices_cannot_share_are_named_with_a_remedy():
+    mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Explicit,))
+    q, k, v = inputs(12, heads=8, groups=2)
+    with jax.set_mesh(mesh):
+        heads = NamedSharding(mesh, PartitionSpec(None, None, "tensor"))
+        with pytest.raises(ArgumentError, match=r"`k` has 2 heads.*4 devices.*jnp.repeat\(k, 2, axis=2\)"):
+            attention(jax.device_put(q, heads), k, v)
+        got = jax.jit(attention)(
+            *(jax.device_put(x, heads) for x in (q, jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2)))
+        )
+    np.testing.assert_allclose(got, jax.jit(attention)(q, k, v), atol=1e-6)
 
 
 def test_an_explicitly_divided_sequence_is_refused():
@@ -224,6 +350,7 @@ def test_scores_that_nobody_sees_are_not_computed():
     assert flops(window=129) < whole * 7 / 16
 
 
+IDS = np.zeros((2, 12), np.int32)
 BAD = [
     ({"q": (2, 12, 4)}, "`q` has shape"),
     ({"k": (2, 12, 3, 8), "v": (2, 12, 3, 8)}, "`k` has 3 heads, which do not divide the 4 of q"),
@@ -237,6 +364,26 @@ BAD = [
     ({"segment_ids": np.zeros((2, 12))}, "`segment_ids` has float64"),
     ({"k": (2, 9, 2, 8), "v": (2, 9, 2, 8)}, "`positions` is None"),
     ({"sinks": np.zeros(3)}, "`sinks` has shape"),
+    ({"sinks": [0.0, 1.0]}, "`sinks` has shape"),
+    ({"sinks": [None] * 4}, "`sinks` is list, which makes no array"),
+    ({"sinks": np.zeros(4, bool)}, "`sinks` is bool"),
+    ({"window": 2.5}, "`window` is 2.5"),
+    ({"window": (1, 2.5)}, "`window` is 2.5"),
+    ({"window": (1, 2, 3)}, "`window` is"),
+    ({"window": True}, "`window` is True"),
+    ({"causal": 2.0}, "`causal` is 2.0"),
+    ({"scale": "1"}, "`scale` is '1'"),
+    ({"scale": np.inf}, "`scale` is inf"),
+    ({"soft_cap": np.zeros(2)}, "`soft_cap` is array"),
+    ({"segment_ids": (IDS, IDS, IDS)}, "`segment_ids` has 3 parts"),
+    ({"segment_ids": (IDS, None)}, "`segment_ids` has NoneType for an array"),
+    ({"segment_ids": [IDS, IDS]}, "`segment_ids` has list for an array"),
+    ({"positions": (IDS,)}, "`positions` has 1 parts"),
+    ({"positions": (None, IDS)}, "`positions` has NoneType"),
+    ({"positions": IDS.tolist()}, "`positions` has list"),
+    ({"config": 3}, "`config` is 3"),
+    ({"config": (None, None), "backend": "xla"}, '`config` is given with backend="xla"'),
+    ({"q": (2, 12, 4, 0), "k": (2, 12, 2, 0), "v": (2, 12, 2, 0)}, "`q` has shape"),
     ({"backend": "cuda"}, "`backend` is 'cuda'"),
 ]
 
@@ -248,6 +395,86 @@ def test_bad_arguments_are_named(change, message):
     arrays |= {name: value for name, value in change.items() if name in arrays}
     with pytest.raises(ArgumentError, match=message):
         attention(*(jnp.zeros(shape) for shape in arrays.values()), **options)
+
+
+def test_what_is_no_array_is_named():
+    with pytest.raises(ArgumentError, match="`q` is list"):
+        attention([[1.0]], *inputs(12)[1:])
+
+
+@pytest.mark.parametrize("name", ["scale", "soft_cap", "window", "causal"])
+def test_what_kernels_are_compiled_for_cannot_be_traced(name):
+    q, k, v = inputs(12)
+    with pytest.raises(ArgumentError, match=f"`{name}` is traced"):
+        jax.jit(lambda x: attention(q, k, v, **{name: x}))(1)
+
+
+def test_scalars_and_sequences_of_numpy_are_as_good_as_those_of_python():
+    q, k, v = inputs(12)
+
+    def run(q, k, v, **options):
+        return jax.jit(functools.partial(attention, **options))(q, k, v)
+
+    plain = run(q, k, v, causal=True, window=2, scale=0.5, soft_cap=3.0, sinks=jnp.arange(4.0))
+    scalars = {"causal": np.bool_(True), "scale": np.float32(0.5), "soft_cap": np.int64(3)}
+    for window in (np.int64(2), (np.int32(1), -1), [1, -1]):
+        np.testing.assert_array_equal(run(q, k, v, window=window, sinks=[0, 1, 2, 3], **scalars), plain)
+    arrays = (np.asarray(x) for x in (q, k, v))
+    np.testing.assert_allclose(attention(*arrays, window=2, sinks=np.arange(4), **scalars), plain, atol=1e-6)
+
+
+def test_block_sizes_are_those_of_the_kernel_that_runs():
+    q, k, v = (jax.ShapeDtypeStruct((1, 128, 2, 64), jnp.bfloat16),) * 3
+    of_tpu, of_hopper = (tpu.ForwardConfig(tile_q=256), None), (hopper.ForwardConfig(), hopper.BackwardConfig())
+    with target.compiling_for(target.TPU_V5P):
+        assert supported(attention, q, k, v, config=of_tpu) is None
+        with pytest.raises(ArgumentError, match=r"`config` has .*hopper.ForwardConfig; give .*attention.tpu.Forward"):
+            supported(attention, q, k, v, config=of_hopper)
+        with pytest.raises(ArgumentError, match=r"`config` has .*ForwardConfig; give .*BackwardConfig"):
+            supported(attention, q, k, v, config=of_tpu[::-1])
+    arrays = [x.astype(jnp.bfloat16) for x in inputs(12)]
+    assert attention(*arrays, config=of_tpu).shape == arrays[0].shape  # on this CPU auto runs XLA
+
+
+def test_generations_without_kernels_are_named_and_run_xla():
+    q, k, v = (x.astype(jnp.bfloat16) for x in inputs(12, size=64))
+    for on in (target.Target("tpu", "TPU v4", cores=2), target.Target("gpu", "NVIDIA A100")):
+        with target.compiling_for(on):
+            assert supported(attention, q, k, v) == f"there is no kernel for {on.device_kind}"
+            assert jax.eval_shape(functools.partial(attention, return_lse=True), q, k, v)[0].shape == q.shape
+
+
+def test_without_absl_hopper_runs_xla():
+    """In a process of its own: an import that has been made cannot be taken back."""
+    code = """
+        import sys
+        sys.modules["absl"] = None
+        import jax, pallas_kernels as kernels
+        from pallas_kernels import target
+        x = jax.ShapeDtypeStruct((1, 64, 2, 64), "bfloat16")
+        with target.compiling_for(target.H200):
+            print(kernels.supported(kernels.attention, x, x, x))
+            print(jax.eval_shape(lambda x: kernels.attention(x, x, x, return_lse=True), x)[0].shape)
+        """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["absl-py is not installed, which Mosaic GPU needs", "(1, 64, 2, 64)"], (
+        done.stderr
+    )
+
+
+def test_cudnn_is_asked_for_through_the_function_that_needs_it(monkeypatch):
+    def answers(error):
+        def dot_product_attention(*_, implementation):
+            assert implementation == "cudnn"
+            if error:
+                raise error
+
+        monkeypatch.setattr(jax.nn, "dot_product_attention", dot_product_attention)
+        return api._cudnn_found.__wrapped__()
+
+    assert not api._cudnn_found()
+    assert answers(None)
+    assert not answers(RuntimeError("cuDNN is not detected."))
 
 
 def test_a_named_backend_that_cannot_says_why(monkeypatch):
