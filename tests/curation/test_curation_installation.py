@@ -47,7 +47,9 @@ def test_the_quickstart_finds_its_text_on_this_machine(tmp_path):
     for result in results:
         identities = set()
         files = sorted((result.folder / "documents").iterdir())
-        for document in (json.loads(line) for file in files for line in gzip.decompress(file.read_bytes()).splitlines()):
+        for document in (
+            json.loads(line) for file in files for line in gzip.decompress(file.read_bytes()).splitlines()
+        ):
             identities.add(document["id"])
             groups[document["group"]].add(result.source)
             assert document["level"] == "L2"
