@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import partition
+from pallas_kernels.arguments import Backend, is_number
 from pallas_kernels.errors import ArgumentError
-from pallas_kernels.kernels.elementwise.checks import Backend, check_backend, check_floating
+from pallas_kernels.kernels.elementwise.checks import check_backend, check_floating
 
 OUT, INVERSE = "rms_norm_out", "rms_norm_inverse"  # names for remat policies
 
@@ -22,7 +23,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float = 1e-6, *, backend: Back
     Args:
       x: [..., D], any float dtype.
       scale: [D].
-      eps: added to the mean square, a Python number.
+      eps: added to the mean square, a number of Python or NumPy.
       backend: "auto" and "xla" are the same here.
 
     Returns:
@@ -36,9 +37,9 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float = 1e-6, *, backend: Back
     check_floating("rms_norm", x=x, scale=scale)
     if x.ndim == 0 or scale.shape != x.shape[-1:]:
         raise ArgumentError("rms_norm", "scale", f"has shape {scale.shape} with x {x.shape}", "give [D]")
-    if not isinstance(eps, (int, float)) or eps < 0:
-        raise ArgumentError("rms_norm", "eps", f"is {eps!r}", "give a Python number, not negative")
-    return _rms_norm(*partition.vary_alike(x, scale), eps)
+    if not is_number(eps) or not eps >= 0:
+        raise ArgumentError("rms_norm", "eps", f"is {eps!r}", "give a number, not negative")
+    return _rms_norm(*partition.vary_alike(x, scale), float(eps))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

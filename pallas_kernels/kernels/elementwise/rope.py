@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import partition
+from pallas_kernels.arguments import Backend
 from pallas_kernels.errors import ArgumentError
-from pallas_kernels.kernels.elementwise.checks import Backend, check_backend, check_floating
+from pallas_kernels.kernels.elementwise.checks import check_backend, check_floating
 
 OUT = "rope_out"  # name for remat policies
 

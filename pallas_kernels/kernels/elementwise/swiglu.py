@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import partition
+from pallas_kernels.arguments import Backend
 from pallas_kernels.errors import ArgumentError
-from pallas_kernels.kernels.elementwise.checks import Backend, check_backend, check_floating
+from pallas_kernels.kernels.elementwise.checks import check_backend, check_floating
 
 OUT = "swiglu_out"  # name for remat policies
 
@@ -45,10 +46,14 @@ def _fwd(gate, up):
 
 
 def _bwd(residuals, dout):
-    gate, up, dout = (x.astype(jnp.float32) for x in (*residuals, dout))
+    return tuple(x.astype(like.dtype) for x, like in zip(gradients(*residuals, dout), residuals, strict=True))
+
+
+def gradients(gate: jax.Array, up: jax.Array, dout: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gradients of gate and up in float32, for that of silu(gate) * up."""
+    gate, up, dout = (x.astype(jnp.float32) for x in (gate, up, dout))
     sigmoid = jax.nn.sigmoid(gate)
-    gradients = dout * up * sigmoid * (1 + gate * (1 - sigmoid)), dout * gate * sigmoid
-    return tuple(x.astype(like.dtype) for x, like in zip(gradients, residuals, strict=True))
+    return dout * up * sigmoid * (1 + gate * (1 - sigmoid)), dout * gate * sigmoid
 
 
 _swiglu.defvjp(_fwd, _bwd)

@@ -1,26 +1,22 @@
 """The public grouped matmul: checks, choice of a backend, gradients."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
+from pallas_kernels import layout
+from pallas_kernels.arguments import Backend, as_array, check_config, values
 from pallas_kernels.errors import ArgumentError
+from pallas_kernels.kernels.elementwise.swiglu import gradients as swiglu_gradients
 from pallas_kernels.kernels.grouped_matmul import dispatch
+from pallas_kernels.kernels.grouped_matmul.config import GroupedMatmulConfig, TransposedConfig
 from pallas_kernels.partition import vary_alike
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64)
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupedMatmulConfig:
-    """Block sizes of the three kernels, each a config of the device's kernel; None looks them up."""
-
-    forward: object | None = None
-    grad_x: object | None = None
-    grad_w: object | None = None
+OUT, GATE, UP = "grouped_matmul_out", "grouped_matmul_gate", "grouped_matmul_up"  # names for remat policies
 
 
 def grouped_matmul(
@@ -32,26 +28,34 @@ def grouped_matmul(
     transpose_w: bool = False,
     activation: str | None = None,
     out_dtype: jax.typing.DTypeLike | None = None,
-    backend: dispatch.Backend = "auto",
+    backend: Backend = "auto",
     config: GroupedMatmulConfig | None = None,
 ) -> jax.Array:
     """Multiplies each row by the matrix of its group; rows are sorted by group (Gale et al. 2022, arXiv 2211.15841).
 
     The first group_sizes[0] rows belong to group 0, the next group_sizes[1] to group 1, and so on; rows past the sum
-    give zeros. Sums are float32. Gradients go to `x` and `w`, through two more grouped products. K and N may be divided
-    over a mesh; rows may not, unless the call is inside a `shard_map` with sizes of the groups on each device.
+    give zeros. Sums are float32. Gradients go to `x` and `w`, through two more grouped products. They keep the
+    arguments and, with an activation, x gate and x up, which carry the names "grouped_matmul_gate" and
+    "grouped_matmul_up" for remat policies; the result is "grouped_matmul_out".
+
+    N may be divided over a mesh, without an activation K too. Rows and groups that are divided over automatic or
+    explicit axes are put together on every device first, and the rows of the result divided again like those of `x`
+    (or like `rows`) on explicit axes. The fast way is to divide rows inside a `shard_map`, where `group_sizes` are
+    those of the rows at hand.
 
     Args:
       x: [M, K], float32, bfloat16 or float16.
       w: [G, K, N] of the dtype of `x`, or a pair (gate, up) of them with an activation.
-      group_sizes: [G] int32; the sum is at most the number of rows, which is checked only where the values are known
-        (outside of `jit`).
-      rows: [M'] int32; the rows to multiply are then x[rows], with indices from 0 to M - 1.
+      group_sizes: [G] int32, or a list; the sum is at most the number of rows, which is checked only where the values
+        are known (outside of `jit`).
+      rows: [M'] int32; the rows to multiply are then x[rows]. Those in a group are from 0 to M - 1, which is checked
+        where the values are known.
       transpose_w: w is [G, N, K].
       activation: "swiglu" gives silu(x gate) * (x up) (Shazeer 2020, arXiv 2002.05202); None with a single `w`.
       out_dtype: of the result; that of `x` by default.
       backend: "auto" takes the Pallas kernel where there is one for the device and shape, "pallas" insists on it.
-      config: block sizes of the kernels; None looks them up.
+      config: block sizes of the kernels, of type `TpuGroupedMatmulConfig` and `TpuGroupedMatmulTransposedConfig` or
+        `HopperGroupedMatmulConfig` and `HopperGroupedMatmulTransposedConfig`; None looks them up.
 
     Returns:
       [M, N], or [M', N] with `rows`.
@@ -60,16 +64,19 @@ def grouped_matmul(
       ArgumentError: shapes, dtypes or values that do not fit together; it names the argument.
       UnsupportedError: `backend` is "pallas" and there is no kernel for this case.
     """
+    name = "grouped_matmul"
+    group_sizes = as_array(name, "group_sizes", group_sizes)
+    rows = None if rows is None else as_array(name, "rows", rows)
     weights = check(x, w, group_sizes, rows, transpose_w, activation)
-    group_sizes = jnp.asarray(group_sizes)
-    columns = weights[0].shape[1 if transpose_w else 2]
-    chosen = dispatch.choose("grouped_matmul", backend, x.shape[1], columns, x.dtype)
-    out_dtype = jnp.dtype(out_dtype or x.dtype)
-    x, group_sizes, rows, *weights = vary_alike(x, group_sizes, rows, *weights)
-    static = (chosen, transpose_w, out_dtype, config or GroupedMatmulConfig())
-    if activation is None:
-        return _multiply(x, weights[0], group_sizes, rows, static)
-    return _multiply_gated(x, *weights, group_sizes, rows, static)
+    chosen = dispatch.choose(name, backend, x.shape[1], weights[0].shape[1 if transpose_w else 2], x.dtype)
+    config = dispatch.configured(name, config, chosen)
+    arrays = [None if array is None else jnp.asarray(array) for array in (x, group_sizes, rows, *weights)]
+    divided = layout.entries(arrays[0] if rows is None else arrays[2])[0]
+    x, group_sizes, rows, *weights = vary_alike(*_together(*arrays, transpose_w=transpose_w))
+    static = (chosen, transpose_w, jnp.dtype(out_dtype or x.dtype), config)
+    multiply = _multiply if activation is None else _multiply_gated
+    out = multiply(x, *weights, group_sizes, rows, static)
+    return layout.divide(out, divided, layout.entries(out)[1])
 
 
 def grouped_matmul_transposed(
@@ -79,12 +86,14 @@ def grouped_matmul_transposed(
     *,
     rows: jax.Array | None = None,
     out_dtype: jax.typing.DTypeLike | None = None,
-    backend: dispatch.Backend = "auto",
-    config: object | None = None,
+    backend: Backend = "auto",
+    config: TransposedConfig | None = None,
 ) -> jax.Array:
     """For each group g the sum over its rows m of x[m, :, None] * y[m, None, :]: the gradient of grouped weights.
 
-    Rows past the sum of the groups count nowhere. It is not differentiable; `grouped_matmul` is.
+    Rows past the sum of the groups count nowhere. Gradients go to `x` and `y`, through two grouped products that keep
+    nothing but the arguments; the result carries the name "grouped_matmul_out" for remat policies. K and N may be
+    divided over a mesh, rows as in `grouped_matmul`.
 
     Args:
       x: [M, K].
@@ -92,18 +101,46 @@ def grouped_matmul_transposed(
       group_sizes: [G] int32, as in `grouped_matmul`.
       rows: [M'] int32, with x[rows] in place of x, and y [M', N].
       out_dtype, backend: as in `grouped_matmul`.
-      config: block sizes of the kernel.
+      config: block sizes of the kernel, a `TpuGroupedMatmulTransposedConfig` or `HopperGroupedMatmulTransposedConfig`;
+        None looks them up, as is always done for the gradients.
 
     Returns:
       [G, K, N]; zeros for an empty group.
+
+    Raises:
+      ArgumentError: shapes, dtypes or values that do not fit together; it names the argument.
+      UnsupportedError: `backend` is "pallas" and there is no kernel for this case.
     """
-    count = check_rows("grouped_matmul_transposed", x, group_sizes, rows)
+    name = "grouped_matmul_transposed"
+    group_sizes = as_array(name, "group_sizes", group_sizes)
+    rows = None if rows is None else as_array(name, "rows", rows)
+    count = check_rows(name, x, group_sizes, rows)
     if y.ndim != 2 or y.shape[0] != count or y.dtype != x.dtype:
         problem = f"is {y.dtype}{list(y.shape)} beside {count} rows of {x.dtype}"
-        raise ArgumentError("grouped_matmul_transposed", "y", problem, "give (rows, columns) in the dtype of x")
-    chosen = dispatch.choose("grouped_matmul_transposed", backend, x.shape[1], y.shape[1], x.dtype)
-    x, y, group_sizes, rows = vary_alike(x, y, jnp.asarray(group_sizes), rows)
-    return dispatch.transposed_product(chosen, x, y, group_sizes, rows=rows, out_dtype=out_dtype, config=config)
+        raise ArgumentError(name, "y", problem, "give (rows, columns) in the dtype of x")
+    chosen = dispatch.choose(name, backend, x.shape[1], y.shape[1], x.dtype)
+    check_config(name, config, *dispatch.CONFIGS[chosen][1])
+    x, y, group_sizes, rows = (None if array is None else jnp.asarray(array) for array in (x, y, group_sizes, rows))
+    x, group_sizes, rows = _together(x, group_sizes, rows)
+    y = layout.divide(y, None, layout.distinct(layout.entries(x)[1], layout.entries(y)[1])[1])
+    x, y, group_sizes, rows = vary_alike(x, y, group_sizes, rows)
+    return _multiply_transposed(x, y, group_sizes, rows, (chosen, jnp.dtype(out_dtype or x.dtype), config))
+
+
+def _together(x, group_sizes, rows, *weights, transpose_w: bool = False) -> tuple[jax.Array | None, ...]:
+    """The arguments in a layout over explicit mesh axes that the products take: that of the first of the weights.
+
+    Without weights the depth of the rows may stay divided.
+    """
+    if x.shape[0] == 0 and rows is not None and rows.shape[0]:  # none of them is in a group, but each is looked up
+        x = jnp.pad(x, ((0, 1), (0, 0)))
+    depth = layout.entries(x)[1]
+    if weights:
+        depth, columns = layout.entries(weights[0])[1:][:: -1 if transpose_w else 1]
+        depth = depth if len(weights) == 1 else None
+        weights = [layout.divide(w, None, *((columns, depth) if transpose_w else (depth, columns))) for w in weights]
+    indices = None if rows is None else layout.whole(rows)
+    return layout.divide(x, None, depth), layout.whole(group_sizes), indices, *weights
 
 
 def check(x, w, group_sizes, rows, transpose_w: bool, activation: str | None) -> tuple[jax.Array, ...]:
@@ -137,6 +174,12 @@ def check_rows(name: str, x, group_sizes, rows) -> int:
         raise ArgumentError(name, "rows", f"is {rows.dtype}{list(rows.shape)}", "give an int32 vector")
     count = x.shape[0] if rows is None else rows.shape[0]
     check_group_sizes(name, group_sizes, count)
+    indices, sizes = (None if each is None else values(each) for each in (rows, group_sizes))
+    if indices is not None and sizes is not None:
+        grouped = indices[: sizes.sum()]
+        if grouped.size and (grouped.min() < 0 or grouped.max() >= x.shape[0]):
+            problem = f"has values from {grouped.min()} to {grouped.max()}, with {x.shape[0]} rows in x"
+            raise ArgumentError(name, "rows", problem, "give indices of rows")
     return count
 
 
@@ -145,11 +188,10 @@ def check_group_sizes(name: str, group_sizes, count: int) -> None:
     if group_sizes.ndim != 1 or group_sizes.shape[0] == 0 or group_sizes.dtype != jnp.int32:
         problem = f"is {group_sizes.dtype}{list(group_sizes.shape)}"
         raise ArgumentError(name, "group_sizes", problem, "give an int32 vector, one size a group")
-    if isinstance(group_sizes, jax.core.Tracer):
+    sizes = values(group_sizes)
+    if sizes is None:
         return
-    if isinstance(group_sizes, jax.Array) and not group_sizes.is_fully_addressable:
-        return
-    sizes = np.asarray(group_sizes).astype(np.int64)
+    sizes = sizes.astype(np.int64)
     if sizes.min() < 0 or sizes.sum() > count:
         problem = f"has values from {sizes.min()} on that sum to {sizes.sum()}, with {count} rows"
         raise ArgumentError(
@@ -159,21 +201,21 @@ def check_group_sizes(name: str, group_sizes, count: int) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _multiply(x, w, group_sizes, rows, static):
-    backend, transpose_w, out_dtype, config = static
+    choice, transpose_w, out_dtype, config = static
     options = {"transpose_w": transpose_w, "out_dtype": out_dtype, "config": config.forward}
-    return dispatch.product(backend, x, w, group_sizes, rows=rows, **options)
+    return dispatch.product(choice, x, w, group_sizes, rows=rows, **options)
 
 
 def _multiply_fwd(x, w, group_sizes, rows, static):
-    return _multiply(x, w, group_sizes, rows, static), (x, w, group_sizes, rows)
+    return checkpoint_name(_multiply(x, w, group_sizes, rows, static), OUT), (x, w, group_sizes, rows)
 
 
 def _multiply_bwd(static, residuals, dy):
     x, w, group_sizes, rows = residuals
-    backend, transpose_w, _, config = static
+    choice, transpose_w, _, config = static
     dy = dy.astype(x.dtype)
-    dx = grad_x(backend, dy, w, group_sizes, transpose_w, config)
-    dw = grad_w(backend, x, dy, group_sizes, rows, transpose_w, config)
+    dx = grad_x(choice, dy, w, group_sizes, transpose_w, config)
+    dw = grad_w(choice, x, dy, group_sizes, rows, transpose_w, config)
     return _scatter(dx, x, rows), dw, None, None
 
 
@@ -182,56 +224,69 @@ _multiply.defvjp(_multiply_fwd, _multiply_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _multiply_gated(x, gate, up, group_sizes, rows, static):
-    backend, transpose_w, out_dtype, config = static
+    choice, transpose_w, out_dtype, config = static
     options = {"transpose_w": transpose_w, "out_dtype": out_dtype, "config": config.forward}
-    return dispatch.gated_product(backend, x, gate, up, group_sizes, rows=rows, **options)[0]
+    return dispatch.gated_product(choice, x, gate, up, group_sizes, rows=rows, **options)[0]
 
 
 def _multiply_gated_fwd(x, gate, up, group_sizes, rows, static):
-    backend, transpose_w, out_dtype, config = static
+    choice, transpose_w, out_dtype, config = static
     options = {"transpose_w": transpose_w, "out_dtype": out_dtype, "config": config.forward, "keep": True}
-    hidden, gated, plain = dispatch.gated_product(backend, x, gate, up, group_sizes, rows=rows, **options)
-    return hidden, (x, gate, up, group_sizes, rows, gated, plain)
+    hidden, gated, plain = dispatch.gated_product(choice, x, gate, up, group_sizes, rows=rows, **options)
+    gated, plain = checkpoint_name(gated, GATE), checkpoint_name(plain, UP)
+    return checkpoint_name(hidden, OUT), (x, gate, up, group_sizes, rows, gated, plain)
 
 
 def _multiply_gated_bwd(static, residuals, dy):
     x, gate, up, group_sizes, rows, gated, plain = residuals
-    backend, transpose_w, _, config = static
-    dgated, dplain = (d.astype(x.dtype) for d in swiglu_grad(gated, plain, dy.astype(jnp.float32)))
-    dx = grad_x(backend, dgated, gate, group_sizes, transpose_w, config)
-    dx += grad_x(backend, dplain, up, group_sizes, transpose_w, config)
-    dgate = grad_w(backend, x, dgated, group_sizes, rows, transpose_w, config)
-    dup = grad_w(backend, x, dplain, group_sizes, rows, transpose_w, config)
+    choice, transpose_w, _, config = static
+    dgated, dplain = (d.astype(x.dtype) for d in swiglu_gradients(gated, plain, dy))
+    dx = grad_x(choice, dgated, gate, group_sizes, transpose_w, config)
+    dx += grad_x(choice, dplain, up, group_sizes, transpose_w, config)
+    dgate = grad_w(choice, x, dgated, group_sizes, rows, transpose_w, config)
+    dup = grad_w(choice, x, dplain, group_sizes, rows, transpose_w, config)
     return _scatter(dx, x, rows), dgate, dup, None, None
 
 
 _multiply_gated.defvjp(_multiply_gated_fwd, _multiply_gated_bwd)
 
 
-def swiglu_grad(gated: jax.Array, plain: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gradients of silu(gated) * plain in float32."""
-    gated, plain = gated.astype(jnp.float32), plain.astype(jnp.float32)
-    gate = jax.nn.sigmoid(gated)
-    return dy * plain * gate * (1 + gated * (1 - gate)), dy * gated * gate
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _multiply_transposed(x, y, group_sizes, rows, static):
+    choice, out_dtype, config = static
+    return dispatch.transposed_product(choice, x, y, group_sizes, rows=rows, out_dtype=out_dtype, config=config)
 
 
-def grad_x(backend, dy, w, group_sizes, transpose_w, config: GroupedMatmulConfig) -> jax.Array:
+def _multiply_transposed_fwd(x, y, group_sizes, rows, static):
+    return checkpoint_name(_multiply_transposed(x, y, group_sizes, rows, static), OUT), (x, y, group_sizes, rows)
+
+
+def _multiply_transposed_bwd(static, residuals, dout):
+    x, y, group_sizes, rows = residuals
+    choice, dout = static[0], dout.astype(x.dtype)
+    dx = dispatch.product(choice, y, dout, group_sizes, transpose_w=True)
+    return _scatter(dx, x, rows), dispatch.product(choice, x, dout, group_sizes, rows=rows), None, None
+
+
+_multiply_transposed.defvjp(_multiply_transposed_fwd, _multiply_transposed_bwd)
+
+
+def grad_x(choice, dy, w, group_sizes, transpose_w, config: GroupedMatmulConfig) -> jax.Array:
     """Gradient of the (gathered) rows, in their dtype."""
     options = {"transpose_w": not transpose_w, "config": config.grad_x}
-    return dispatch.product(backend, dy, w, group_sizes, **options)
+    return dispatch.product(choice, dy, w, group_sizes, **options)
 
 
-def grad_w(backend, x, dy, group_sizes, rows, transpose_w, config: GroupedMatmulConfig) -> jax.Array:
+def grad_w(choice, x, dy, group_sizes, rows, transpose_w, config: GroupedMatmulConfig) -> jax.Array:
     """Gradient of the weights, in the dtype of the rows."""
     if not transpose_w:
-        return dispatch.transposed_product(backend, x, dy, group_sizes, rows=rows, config=config.grad_w)
+        return dispatch.transposed_product(choice, x, dy, group_sizes, rows=rows, config=config.grad_w)
     x = x if rows is None else x[rows]
-    return dispatch.transposed_product(backend, dy, x, group_sizes, config=config.grad_w)
+    return dispatch.transposed_product(choice, dy, x, group_sizes, config=config.grad_w)
 
 
 def _scatter(dx, x, rows):
     """The gradient of x from that of x[rows], summed in float32."""
     if rows is None:
         return dx
-    total = jax.ops.segment_sum(dx.astype(jnp.float32), rows, x.shape[0])
-    return total.astype(x.dtype)
+    return jnp.zeros_like(x, jnp.float32).at[rows].add(dx.astype(jnp.float32)).astype(x.dtype)

@@ -4,23 +4,46 @@
 `transposed_product`; the kernels' modules also `unsupported(depth, columns, dtype) -> str | None`.
 """
 
+import enum
 import types
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import partition, tables, target
-from pallas_kernels.errors import ArgumentError, UnsupportedError
-from pallas_kernels.kernels.grouped_matmul import xla
+from pallas_kernels.arguments import Backend, check_backend, check_config
+from pallas_kernels.errors import UnsupportedError
+from pallas_kernels.kernels.grouped_matmul import products, xla
+from pallas_kernels.kernels.grouped_matmul.config import (
+    GroupedMatmulConfig,
+    HopperGroupedMatmulConfig,
+    HopperGroupedMatmulTransposedConfig,
+    TpuGroupedMatmulConfig,
+    TpuGroupedMatmulTransposedConfig,
+)
 
-Backend = Literal["auto", "pallas", "xla"]
-KERNELS = {"tpu": "tpu", "gpu": "hopper"}
-MEASURED = "hopper where measured"
+
+class Choice(enum.Enum):
+    """What runs the products of a call; `HOPPER_IF_MEASURED` is for each product its kernel or XLA."""
+
+    XLA = enum.auto()
+    TPU = enum.auto()
+    HOPPER = enum.auto()
+    HOPPER_IF_MEASURED = enum.auto()
 
 
-def choose(function: str, backend: Backend, depth: int, columns: int, dtype) -> str:
-    """The implementation of a call: "xla", "tpu", "hopper", or "hopper where measured", which each product decides.
+_HOPPER = ((HopperGroupedMatmulConfig,), (HopperGroupedMatmulTransposedConfig,))
+_TPU = ((TpuGroupedMatmulConfig,), (TpuGroupedMatmulTransposedConfig,))
+CONFIGS = {  # of a product, of the gradient of the weights; XLA ignores those that another device's kernels would take
+    Choice.TPU: _TPU,
+    Choice.HOPPER: _HOPPER,
+    Choice.HOPPER_IF_MEASURED: _HOPPER,
+    Choice.XLA: tuple(tpu + hopper for tpu, hopper in zip(_TPU, _HOPPER, strict=True)),
+}
+
+
+def choose(function: str, backend: Backend, depth: int, columns: int, dtype) -> Choice:
+    """What runs the products of a call.
 
     "auto" takes the kernels on TPUs. On Hopper, where nothing but a run tells how fast a kernel is, it takes one only
     for shapes that the table of block sizes has with a time measured on a device, and else `xla`: blocks of rows in
@@ -30,26 +53,42 @@ def choose(function: str, backend: Backend, depth: int, columns: int, dtype) -> 
       ArgumentError: no such backend.
       UnsupportedError: `backend` is "pallas" and the kernels do not take this case.
     """
-    if backend not in ("auto", "pallas", "xla"):
-        raise ArgumentError(function, "backend", f"is {backend!r}", "choose auto, pallas or xla")
-    if backend == "xla":
-        return "xla"
-    reason = unsupported(depth, columns, dtype)
-    if reason is None:
-        kernels = KERNELS[target.current().platform]
-        return MEASURED if kernels == "hopper" and backend == "auto" else kernels
-    if backend == "pallas":
+    check_backend(function, backend)
+    reason = None if backend == "xla" else unsupported(depth, columns, dtype)
+    if backend == "pallas" and reason is not None:
         raise UnsupportedError(function, backend, reason)
-    return "xla"
+    if backend == "xla" or reason is not None:
+        return Choice.XLA
+    if target.current().platform == "tpu":
+        return Choice.TPU
+    return Choice.HOPPER if backend == "pallas" else Choice.HOPPER_IF_MEASURED
+
+
+def configured(
+    function: str, config: GroupedMatmulConfig | None, choice: Choice, argument: str = "config"
+) -> GroupedMatmulConfig:
+    """`config`, or one that leaves all to the tables.
+
+    Raises:
+      ArgumentError: it is no config, or not one of the kernels that run.
+    """
+    check_config(function, config, GroupedMatmulConfig, argument=argument)
+    config = config or GroupedMatmulConfig()
+    product, transposed = CONFIGS[choice]
+    check_config(function, config.forward, *product, argument=f"{argument}.forward")
+    check_config(function, config.grad_x, *product, argument=f"{argument}.grad_x")
+    check_config(function, config.grad_w, *transposed, argument=f"{argument}.grad_w")
+    return config
 
 
 def unsupported(depth: int, columns: int, dtype) -> str | None:
     """Why the kernels of the current target do not take rows of `depth` and `columns`; None if they do."""
     device = target.current()
-    if device.platform not in KERNELS or device.family == "other":
-        return f"there is no kernel for {device.device_kind}"
+    missing = device.lacks_kernels("tpu", "gpu")
+    if missing is not None:
+        return missing
     try:
-        module = _module(KERNELS[device.platform])
+        module = _module(Choice.TPU if device.platform == "tpu" else Choice.HOPPER)
     except ModuleNotFoundError as error:
         if error.name != "absl":
             raise
@@ -57,37 +96,39 @@ def unsupported(depth: int, columns: int, dtype) -> str | None:
     return module.unsupported(depth, columns, jnp.dtype(dtype))
 
 
-def product(backend: str, x, w, group_sizes, *, rows=None, transpose_w=False, out_dtype=None, config=None) -> jax.Array:
-    """[M, K] x [G, K, N] -> [M, N]; `backend` is one that `choose` gave, K and N may be divided over a mesh."""
+def product(
+    choice: Choice, x, w, group_sizes, *, rows=None, transpose_w=False, out_dtype=None, config=None
+) -> jax.Array:
+    """[M, K] x [G, K, N] -> [M, N]; K and N may be divided over a mesh."""
     options = {"transpose_w": transpose_w, "out_dtype": out_dtype or x.dtype, "config": config}
     weight = "e n k" if transpose_w else "e k n"
-    return _run(backend, "product", "k n", (x, w), ("m k", weight), ("n",), group_sizes, rows, options)[0]
+    return _run(choice, "product", "k n", (x, w), ("m k", weight), ("n",), group_sizes, rows, options)[0]
 
 
 def gated_product(
-    backend: str, x, gate, up, group_sizes, *, rows=None, transpose_w=False, keep=False, out_dtype=None, config=None
+    choice: Choice, x, gate, up, group_sizes, *, rows=None, transpose_w=False, keep=False, out_dtype=None, config=None
 ) -> tuple[jax.Array, ...]:
     """silu(x gate) * (x up) [M, N], with `keep` also x gate and x up; N may be divided over a mesh."""
     options = {"transpose_w": transpose_w, "keep": keep, "out_dtype": out_dtype or x.dtype, "config": config}
     weight = "e n k" if transpose_w else "e k n"
     outs = ("n",) * (3 if keep else 1)
-    return _run(backend, "gated_product", "n", (x, gate, up), ("m k", weight, weight), outs, group_sizes, rows, options)
+    return _run(choice, "gated_product", "n", (x, gate, up), ("m k", weight, weight), outs, group_sizes, rows, options)
 
 
-def transposed_product(backend: str, x, y, group_sizes, *, rows=None, out_dtype=None, config=None) -> jax.Array:
+def transposed_product(choice: Choice, x, y, group_sizes, *, rows=None, out_dtype=None, config=None) -> jax.Array:
     """[M, K], [M, N] -> [G, K, N]; K and N may be divided over a mesh."""
     options = {"out_dtype": out_dtype or x.dtype, "config": config}
     dims = ("m k", "m n") if rows is None else ("m k", "r n")
-    return _run(backend, "transposed_product", "k n", (x, y), dims, None, group_sizes, rows, options)[0]
+    return _run(choice, "transposed_product", "k n", (x, y), dims, None, group_sizes, rows, options)[0]
 
 
-def _run(backend, name, divisible, arrays, dims, out_columns, group_sizes, rows, options) -> tuple[jax.Array, ...]:
+def _run(choice, name, divisible, arrays, dims, out_columns, group_sizes, rows, options) -> tuple[jax.Array, ...]:
     given = () if rows is None else (rows,)
-    opaque = _implementation(backend, name, (*arrays, group_sizes), options) is not xla
+    opaque = _implementation(choice, name, (*arrays, group_sizes), options) is not xla
 
     def local(*parts):
         own = parts[: len(arrays) + 1]
-        implementation = _implementation(backend, name, own, options) if opaque else xla
+        implementation = _implementation(choice, name, own, options) if opaque else xla
         results = getattr(implementation, name)(*own, rows=parts[-1] if given else None, **options)
         return results if isinstance(results, tuple) else (results,)
 
@@ -110,30 +151,30 @@ def _sequential(function):
     return jax.custom_batching.sequential_vmap(function)
 
 
-def _implementation(backend: str, name: str, arrays, options) -> types.ModuleType:
+def _implementation(choice: Choice, name: str, arrays, options) -> types.ModuleType:
     """The module for one product: of whole arrays, or of one device's part of them, whose sizes are others."""
-    if backend != MEASURED:
-        return _module(backend)
-    x, second, *_, group_sizes = arrays
+    if choice != Choice.HOPPER_IF_MEASURED:
+        return _module(choice)
+    x, *others, group_sizes = arrays
     transpose_w = options.get("transpose_w", False)
     if name == "transposed_product":
-        kind, columns = "dw", second.shape[1]
+        kind, columns = "dw", others[0].shape[1]
     else:
-        kind = "gated" if name == "gated_product" else "product_t" if transpose_w else "product"
-        columns = second.shape[1 if transpose_w else 2]
-    hopper = _module("hopper")
-    key = hopper.shape_class(kind, group_sizes.shape[0], x.shape[1], columns)
-    entry = tables.load(hopper.OPERATION).get(target.current().family, {}).get(key)
-    return hopper if entry and entry["source"] == "measured" else xla
+        kind, columns = products.kind(len(others), transpose_w), others[0].shape[1 if transpose_w else 2]
+    hopper = _module(Choice.HOPPER)
+    sizes = (kind, group_sizes.shape[0], x.shape[1], columns)
+    entry = tables.load(hopper.OPERATION).get(target.current().family, {}).get(products.shape_class(*sizes))
+    measured = entry is not None and entry["source"] == "measured"
+    return hopper if measured and hopper.misfit(options["config"], *sizes, x.dtype) is None else xla
 
 
-def _module(backend: str) -> types.ModuleType:
+def _module(choice: Choice) -> types.ModuleType:
     """Kernels are imported when first used: Pallas takes a while, and Mosaic GPU needs absl-py, which jax does not."""
-    if backend == "tpu":
+    if choice == Choice.TPU:
         from pallas_kernels.kernels.grouped_matmul import tpu
 
         return tpu
-    if backend == "hopper":
+    if choice == Choice.HOPPER:
         from pallas_kernels.kernels.grouped_matmul import hopper
 
         return hopper

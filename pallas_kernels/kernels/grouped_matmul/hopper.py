@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import tables
 from pallas_kernels.errors import UnsupportedError
-from pallas_kernels.kernels.grouped_matmul import hopper_forward, hopper_memory, hopper_transposed
-from pallas_kernels.kernels.grouped_matmul.hopper_forward import Config as Config
-from pallas_kernels.kernels.grouped_matmul.hopper_transposed import Config as TransposedConfig
+from pallas_kernels.kernels.grouped_matmul import hopper_forward, hopper_memory, hopper_transposed, products
+from pallas_kernels.kernels.grouped_matmul.config import HopperGroupedMatmulConfig as Config
+from pallas_kernels.kernels.grouped_matmul.config import HopperGroupedMatmulTransposedConfig as TransposedConfig
 from pallas_kernels.target import current
 
 OPERATION = "grouped_matmul_hopper"
@@ -21,8 +20,9 @@ def unsupported(depth: int, columns: int, dtype: jax.typing.DTypeLike) -> str | 
 
     M, G and the sizes of the groups may be anything.
     """
-    if current().family != "hopper":
-        return f"there is no kernel for {current().device_kind}"
+    missing = current().lacks_kernels("gpu")
+    if missing is not None:
+        return missing
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return f"{jnp.dtype(dtype)}: the tensor cores of Hopper multiply bfloat16 and float16 here"
     for name, size in (("depth", depth), ("columns", columns)):
@@ -77,21 +77,28 @@ def transposed_product(
 
     Rows past the groups may hold anything, NaN too.
     """
-    x = _take(x, rows)
-    groups, k, n = group_sizes.shape[0], x.shape[1], y.shape[1]
-    if config is None:
-        recorded = tables.lookup(OPERATION, current().family, shape_class("dw", groups, k, n))
-        config = TransposedConfig(**recorded) if recorded else TransposedConfig(tile_n=_widest(n, TILES))
-    _check("the gradient of the weights", x, {"depth": (k, config.tile_k), "columns": (n, config.tile_n)})
+    x = products.take(x, rows)
+    config = _configured(config, "dw", group_sizes.shape[0], x.shape[1], y.shape[1])
+    _check("the gradient of the weights", misfit(config, "dw", group_sizes.shape[0], x.shape[1], y.shape[1], x.dtype))
     atom = hopper_transposed.ATOM
     count = max(-(x.shape[0] // -atom) * atom, config.tile_m)
     x, y = (_pad_rows(part, count) for part in (x, y))
     return hopper_transposed.transposed(x, y, group_sizes, out_dtype=out_dtype, config=config)
 
 
-def shape_class(kind: str, groups: int, k: int, n: int) -> str:
-    """Key of the table of block sizes; `kind` is "product", "product_t" (with `transpose_w`), "gated" or "dw"."""
-    return f"{kind}/groups{groups}/{k}x{n}"
+def misfit(config: Config | TransposedConfig | None, kind: str, groups: int, k: int, n: int, dtype) -> str | None:
+    """Why the kernel of a product of this kind does not take the sizes that one device has; None if it does.
+
+    They may be smaller than those that `unsupported` saw: a mesh divides K and N.
+    """
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"x is {dtype}"
+    config = _configured(config, kind, groups, k, n)
+    depth = config.tile_k if kind == "dw" else hopper_memory.columns(dtype)
+    for name, size, tile in (("depth", k, depth), ("columns", n, config.tile_n)):
+        if size == 0 or size % tile:
+            return f"{name} {size} on one device is no multiple of {tile}"
+    return None
 
 
 def fits(config: Config | TransposedConfig, weights: int = 1) -> bool:
@@ -104,14 +111,11 @@ def fits(config: Config | TransposedConfig, weights: int = 1) -> bool:
 
 
 def _products(x, weights, group_sizes, rows, transpose_w, keep, out_dtype, config) -> tuple[jax.Array, ...]:
-    x = _take(x, rows)
-    k, n = x.shape[1], weights[0].shape[1 if transpose_w else 2]
-    if config is None:
-        kind = "gated" if len(weights) > 1 else "product_t" if transpose_w else "product"
-        recorded = tables.lookup(OPERATION, current().family, shape_class(kind, group_sizes.shape[0], k, n))
-        tiles = [tile for tile in TILES if tile * len(weights) <= TILES[0]]
-        config = Config(**recorded) if recorded else Config(tile_n=_widest(n, tiles))
-    _check("grouped_matmul", x, {"depth": (k, hopper_memory.columns(x.dtype)), "columns": (n, config.tile_n)})
+    x = products.take(x, rows)
+    groups, k, n = group_sizes.shape[0], x.shape[1], weights[0].shape[1 if transpose_w else 2]
+    kind = products.kind(len(weights), transpose_w)
+    config = _configured(config, kind, groups, k, n)
+    _check("grouped_matmul", misfit(config, kind, groups, k, n, x.dtype))
     outs = hopper_forward.forward(
         _pad_rows(x, max(x.shape[0], config.tile_m)),
         weights,
@@ -124,22 +128,17 @@ def _products(x, weights, group_sizes, rows, transpose_w, keep, out_dtype, confi
     return tuple(out[: x.shape[0]] for out in outs)
 
 
-def _widest(size: int, tiles) -> int:
-    """The widest tile that divides `size`; if none does, the check that follows says so."""
-    return next((tile for tile in tiles if size % tile == 0), tiles[-1])
+def _configured(config, kind: str, groups: int, k: int, n: int) -> Config | TransposedConfig:
+    """`config`, or the recorded one, or one with the widest tile that divides the columns, if any does."""
+    kind_of_config = TransposedConfig if kind == "dw" else Config
+    config = config or products.recorded(OPERATION, kind_of_config, kind, groups, k, n)
+    tiles = TILES[1:] if kind == "gated" else TILES
+    return config or kind_of_config(tile_n=next((tile for tile in tiles if n % tile == 0), tiles[-1]))
 
 
-def _check(function: str, x: jax.Array, sizes: dict[str, tuple[int, int]]) -> None:
-    """Local sizes, which a mesh may have divided after `unsupported` saw them."""
-    for name, (size, tile) in sizes.items():
-        if size == 0 or size % tile:
-            raise UnsupportedError(function, "pallas", f"{name} {size} on one device is no multiple of {tile}")
-    if x.dtype not in (jnp.bfloat16, jnp.float16):
-        raise UnsupportedError(function, "pallas", f"x is {x.dtype}")
-
-
-def _take(x: jax.Array, rows: jax.Array | None) -> jax.Array:
-    return x if rows is None else jnp.take(x, rows, axis=0, mode="clip")
+def _check(function: str, reason: str | None) -> None:
+    if reason is not None:
+        raise UnsupportedError(function, "pallas", reason)
 
 
 def _pad_rows(x: jax.Array, rows: int) -> jax.Array:

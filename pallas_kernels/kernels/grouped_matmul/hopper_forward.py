@@ -1,6 +1,5 @@
 """Grouped matmul on Hopper: x [M, K] by the weights of each row's group."""
 
-import dataclasses
 import math
 
 import jax
@@ -12,31 +11,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import partition, target
 from pallas_kernels.kernels.grouped_matmul import hopper_memory as memory
 from pallas_kernels.kernels.grouped_matmul import hopper_schedule as schedule
+from pallas_kernels.kernels.grouped_matmul.config import OUT_SLOTS
+from pallas_kernels.kernels.grouped_matmul.config import HopperGroupedMatmulConfig as Config
 
 CONSUMERS = 2  # warpgroups that multiply; one more loads
-OUT_SLOTS = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Block sizes of the kernel.
-
-    Attributes:
-      tile_m: rows of an output tile, 128 or 256, divided between two warpgroups.
-      tile_n: its columns; with "swiglu" these many of the gate and of the up projection.
-      stages: steps of operands in shared memory, each 128 bytes deep.
-      band: row tiles that share the columns of the weights while these are in L2.
-    """
-
-    tile_m: int = 128
-    tile_n: int = 256
-    stages: int = 4
-    band: int = 8
-
-    def shared_memory(self, weights: int) -> int:
-        """Bytes that a block takes; `weights` is 2 for "swiglu"."""
-        step = memory.SWIZZLE * (self.tile_m + weights * self.tile_n)
-        return self.stages * step + OUT_SLOTS * self.tile_m * memory.SWIZZLE + memory.OTHER
 
 
 def forward(

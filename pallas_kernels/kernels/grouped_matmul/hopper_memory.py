@@ -5,10 +5,9 @@ import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import target
+from pallas_kernels.kernels.grouped_matmul.config import SWIZZLE
 
-SWIZZLE = 128  # bytes of a row of a swizzled tile
 LIMIT = 227 * 1024  # bytes of shared memory that one block may have
-OTHER = 3 * 1024  # bytes at most of barriers, and of scratch that Mosaic GPU sets aside
 
 
 def columns(dtype: jax.typing.DTypeLike) -> int:

@@ -1,7 +1,5 @@
 """The gradient of the weights on Hopper: for each group its rows of x, transposed, times its rows of dy."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -11,34 +9,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import partition, target
 from pallas_kernels.kernels.grouped_matmul import hopper_memory as memory
 from pallas_kernels.kernels.grouped_matmul import hopper_schedule as schedule
+from pallas_kernels.kernels.grouped_matmul.config import OUT_SLOTS
+from pallas_kernels.kernels.grouped_matmul.config import HopperGroupedMatmulTransposedConfig as Config
 
 CONSUMERS = 2  # warpgroups that multiply; one more loads
-OUT_SLOTS = 2
 ATOM = 8  # rows: a copy of tiles starts at a multiple of them
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Block sizes of the kernel.
-
-    Attributes:
-      tile_k: rows of an output tile (features of x), 128 or 256, divided between two warpgroups.
-      tile_n: its columns (features of dy).
-      tile_m: rows of x and dy that one step contracts.
-      stages: steps of operands in shared memory.
-      band: row tiles that share columns of dy while these are in L2.
-    """
-
-    tile_k: int = 128
-    tile_n: int = 256
-    tile_m: int = 64
-    stages: int = 4
-    band: int = 8
-
-    def shared_memory(self) -> int:
-        """Bytes that a block takes, for operands of 16 bits."""
-        step = 2 * self.tile_m * (self.tile_k + self.tile_n)
-        return self.stages * step + OUT_SLOTS * self.tile_k * memory.SWIZZLE + memory.OTHER
 
 
 def transposed(

@@ -5,16 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import tables
-from pallas_kernels.kernels.grouped_matmul import tpu_forward, tpu_transposed
-from pallas_kernels.kernels.grouped_matmul.tpu_forward import Config as Config
-from pallas_kernels.kernels.grouped_matmul.tpu_transposed import Config as TransposedConfig
+from pallas_kernels import target
+from pallas_kernels.kernels.grouped_matmul import products, tpu_forward, tpu_transposed
+from pallas_kernels.kernels.grouped_matmul.config import TpuGroupedMatmulConfig as Config
+from pallas_kernels.kernels.grouped_matmul.config import TpuGroupedMatmulTransposedConfig as TransposedConfig
 from pallas_kernels.target import current
 
 OPERATION = "grouped_matmul_tpu"
-MEBIBYTE = 2**20
-# VMEM of a core that a kernel may take, of 128 MiB (v5e, v6e) and 64 MiB; XLA keeps some for itself.
-VMEM = {"v5e": 96 * MEBIBYTE, "v6e": 96 * MEBIBYTE, "v5p": 48 * MEBIBYTE, "tpu7x": 48 * MEBIBYTE}
+VMEM = {family: size * 3 // 4 for family, size in target.VMEM.items()}  # for a kernel; XLA keeps some for itself
 
 
 def unsupported(depth: int, columns: int, dtype: jax.typing.DTypeLike) -> str | None:
@@ -22,9 +20,9 @@ def unsupported(depth: int, columns: int, dtype: jax.typing.DTypeLike) -> str | 
 
     M, G and the sizes of the groups may be anything.
     """
-    family, dtype = current().family, jnp.dtype(dtype)
-    if family not in VMEM:
-        return f"there is no kernel for {current().device_kind}"
+    missing, dtype = current().lacks_kernels("tpu"), jnp.dtype(dtype)
+    if missing is not None:
+        return missing
     if dtype not in (jnp.bfloat16, jnp.float32):
         return f"{dtype}: the matrix units of a TPU multiply bfloat16 and float32"
     if 0 in (depth, columns):
@@ -81,21 +79,16 @@ def transposed_product(
 
     Rows past the groups may hold anything, NaN too.
     """
-    x = _take(x, rows)
+    x = products.take(x, rows)
     groups, depth, columns = group_sizes.shape[0], x.shape[1], y.shape[1]
     if not x.shape[0]:
         return jnp.zeros((groups, depth, columns), out_dtype)
     if config is None:
-        config = _recorded(TransposedConfig, "dw", groups, depth, columns)
+        config = products.recorded(OPERATION, TransposedConfig, "dw", groups, depth, columns)
         if config is None or config.vmem(depth, columns, x.dtype) > limit():
             config = _transposed_config(x, y)
         config = _no_more_rows(config, x.shape[0])
     return tpu_transposed.transposed(x, y, group_sizes, out_dtype=out_dtype, config=config, vmem_limit=limit())
-
-
-def shape_class(kind: str, groups: int, k: int, n: int) -> str:
-    """Key of the table of block sizes; `kind` is "product", "product_t" (with `transpose_w`), "gated" or "dw"."""
-    return f"{kind}/groups{groups}/{k}x{n}"
 
 
 def limit() -> int:
@@ -104,13 +97,13 @@ def limit() -> int:
 
 
 def _products(x, weights, group_sizes, rows, transpose_w, keep, out_dtype, config) -> tuple[jax.Array, ...]:
-    x = _take(x, rows)
+    x = products.take(x, rows)
     depth, columns = x.shape[1], weights[0].shape[1 if transpose_w else 2]
     if not x.shape[0]:
         return (jnp.zeros((0, columns), out_dtype),) * (3 if keep else 1)
     if config is None:
-        kind = "gated" if len(weights) > 1 else "product_t" if transpose_w else "product"
-        config = _recorded(Config, kind, group_sizes.shape[0], depth, columns)
+        kind = products.kind(len(weights), transpose_w)
+        config = products.recorded(OPERATION, Config, kind, group_sizes.shape[0], depth, columns)
         sizes = (depth, columns, x.dtype, len(weights), 3 if keep else 1)
         if config is None or config.vmem(*sizes) > limit():
             config = _forward_config(*sizes)
@@ -125,11 +118,6 @@ def _products(x, weights, group_sizes, rows, transpose_w, keep, out_dtype, confi
         config=config,
         vmem_limit=limit(),
     )
-
-
-def _recorded(kind_of_config, kind: str, groups: int, depth: int, columns: int):
-    recorded = tables.lookup(OPERATION, current().family, shape_class(kind, groups, depth, columns))
-    return kind_of_config(**recorded) if recorded else None
 
 
 def _forward_config(depth: int, columns: int, dtype, weights: int, outs: int) -> Config | None:
@@ -161,7 +149,3 @@ def _share_of_core(size: int, whole: int) -> int:
     """At most `size`, a multiple of 128, and so much less than `whole` that every core gets a block."""
     share = -(-whole // (current().cores * 128)) * 128
     return min(size, share)
-
-
-def _take(x: jax.Array, rows: jax.Array | None) -> jax.Array:
-    return x if rows is None else jnp.take(x, rows, axis=0, mode="clip")

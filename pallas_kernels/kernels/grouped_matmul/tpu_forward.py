@@ -1,6 +1,5 @@
 """Grouped matmul on TPUs: x [M, K] by the weights of each row's group, the whole depth at once."""
 
-import dataclasses
 import functools
 
 import jax
@@ -11,28 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import partition
 from pallas_kernels.kernels.grouped_matmul import tpu_schedule
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Block sizes of the kernel.
-
-    Attributes:
-      rows: of a block of x and of the result.
-      part: rows of a block that are multiplied at once where it holds several groups; divides `rows`.
-      columns: of a block of the weights; with two weights, of each of them.
-    """
-
-    rows: int = 512
-    part: int = 128
-    columns: int = 512
-
-    def vmem(self, depth: int, columns: int, dtype: jax.typing.DTypeLike, weights: int, outs: int) -> int:
-        """Bytes of the blocks, each held twice, and of the float32 sums."""
-        width = min(self.columns, columns)
-        blocks = self.rows * depth + weights * depth * width + outs * self.rows * width
-        sums = 3 if weights > 1 else 1  # of the gated product also the result
-        return 2 * blocks * jnp.dtype(dtype).itemsize + 4 * sums * self.rows * width
+from pallas_kernels.kernels.grouped_matmul.config import TpuGroupedMatmulConfig as Config
 
 
 def forward(

@@ -1,6 +1,5 @@
 """The gradient of grouped weights on TPUs: for each group the product of its rows, summed block by block."""
 
-import dataclasses
 import functools
 
 import jax
@@ -11,29 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import partition
 from pallas_kernels.kernels.grouped_matmul import tpu_schedule
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Block sizes of the kernel.
-
-    Attributes:
-      rows: of a block of x and of y.
-      part: rows of a block that are multiplied at once where it holds several groups; divides `rows`.
-      depth: rows of a block of the result.
-      columns: of a block of the result.
-    """
-
-    rows: int = 512
-    part: int = 128
-    depth: int = 1024
-    columns: int = 512
-
-    def vmem(self, depth: int, columns: int, dtype: jax.typing.DTypeLike) -> int:
-        """Bytes of the blocks, each held twice, and of the float32 sums with one product beside them."""
-        height, width = min(self.depth, depth), min(self.columns, columns)
-        blocks = self.rows * (height + width) + height * width
-        return 2 * blocks * jnp.dtype(dtype).itemsize + 2 * 4 * height * width
+from pallas_kernels.kernels.grouped_matmul.config import TpuGroupedMatmulTransposedConfig as Config
 
 
 def transposed(

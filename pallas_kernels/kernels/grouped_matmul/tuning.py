@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.compiler import aot, static_cycles
-from pallas_kernels.kernels.grouped_matmul import tpu, tpu_schedule
+from pallas_kernels.kernels.grouped_matmul import products, tpu, tpu_schedule
 
 OPERATION = tpu.OPERATION
 FAMILIES = tuple(tpu.VMEM)
@@ -55,7 +55,7 @@ def shapes() -> dict[str, Shape]:
 
 def shape_class(shape: Shape) -> str:
     """The key of the table."""
-    return tpu.shape_class(shape.kind, shape.groups, shape.depth, shape.columns)
+    return products.shape_class(shape.kind, shape.groups, shape.depth, shape.columns)
 
 
 def candidates(family: str, shape: Shape) -> list[tpu.Config] | list[tpu.TransposedConfig]:

@@ -7,18 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.kernels.grouped_matmul import hopper, tuning
-from pallas_kernels.kernels.grouped_matmul.tuning import Shape, shapes
+from pallas_kernels.kernels.grouped_matmul.tuning import Shape, shape_class, shapes
 
 __all__ = ["FAMILIES", "OPERATION", "arguments", "build", "candidates", "shape_class", "shapes"]
 
 OPERATION = hopper.OPERATION
 FAMILIES = ("hopper",)
 BANDS = (4, 8, 16)
-
-
-def shape_class(shape: Shape) -> str:
-    """The key of the table."""
-    return hopper.shape_class(shape.kind, shape.groups, shape.depth, shape.columns)
 
 
 def candidates(family: str, shape: Shape) -> list[hopper.Config] | list[hopper.TransposedConfig]:

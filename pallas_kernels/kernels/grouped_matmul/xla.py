@@ -38,6 +38,8 @@ def transposed_product(x, y, group_sizes, *, rows=None, out_dtype, config=None):
     """For each group the product of its rows, [M, K] and [M, N] -> [G, K, N]; zeros for an empty group."""
     del config
     count = y.shape[0]
+    if not count:
+        return jnp.zeros((group_sizes.shape[0], x.shape[1], y.shape[1]), out_dtype)
     if target.current().platform == "gpu":
         groups, places, valid = _blocks(group_sizes, count, _gpu_block(count, group_sizes.shape[0]))
         x = _take(x, rows, places, valid)
@@ -64,11 +66,7 @@ def transposed_product(x, y, group_sizes, *, rows=None, out_dtype, config=None):
         zeros = vary_alike(jnp.zeros((x.shape[1], y.shape[1]), jnp.float32), x, y, start)[0]
         return None, lax.fori_loop(0, -(-(end - start) // block), body, zeros).astype(out_dtype)
 
-    return lax.scan(one_group, None, (ends - group_sizes, ends))[1] if count else _no_rows(x, y, group_sizes, out_dtype)
-
-
-def _no_rows(x, y, group_sizes, out_dtype):
-    return jnp.zeros((group_sizes.shape[0], x.shape[1], y.shape[1]), out_dtype)
+    return lax.scan(one_group, None, (ends - group_sizes, ends))[1]
 
 
 def _products(transpose_w: bool, out_dtypes, x, *weights):
@@ -81,7 +79,7 @@ def _products(transpose_w: bool, out_dtypes, x, *weights):
 def _map_blocks(function: Callable, x, weights, group_sizes, rows):
     """Applies `function(rows of x, *weights of their group)` to every row that lies in a group; zeros elsewhere."""
     count = x.shape[0] if rows is None else rows.shape[0]
-    if target.current().platform == "gpu":
+    if count and target.current().platform == "gpu":
         return _map_batched(function, x, weights, group_sizes, rows, count)
     block = min(_block(), count)
     shapes = jax.eval_shape(function, x[:1], *(w[0] for w in weights))

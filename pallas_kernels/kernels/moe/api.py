@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from pallas_kernels import layout
+from pallas_kernels.arguments import Backend, check_config
 from pallas_kernels.errors import ArgumentError
+from pallas_kernels.kernels.elementwise.swiglu import gradients as swiglu_gradients
 from pallas_kernels.kernels.grouped_matmul import GroupedMatmulConfig, dispatch
 from pallas_kernels.kernels.grouped_matmul import api as grouped
 from pallas_kernels.kernels.routing import Routing
 from pallas_kernels.partition import vary_alike
 
-RESIDUALS = ("moe_gate", "moe_up")  # the names under which x gate and x up can be kept by a remat policy
+OUT, GATE, UP = "moe_out", "moe_gate", "moe_up"  # names for remat policies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,7 @@ def moe_mlp(
     up: jax.Array,
     down: jax.Array,
     *,
-    backend: dispatch.Backend = "auto",
+    backend: Backend = "auto",
     config: MoeConfig | None = None,
 ) -> jax.Array:
     """out[n] = sum over j of weights[n, j] * (silu(x[n] gate[e]) * (x[n] up[e])) down[e] with e = experts[n, j].
@@ -39,10 +42,12 @@ def moe_mlp(
     Every expert multiplies just the tokens routed to it, with no capacity (Gale et al. 2022, arXiv 2211.15841). The
     weights are applied in float32 after the last product. Gradients go to `x`, the three matrices and
     `routing.weights`; the last comes from the hidden activations, so that outputs of single experts are not kept
-    (Guo et al. 2025, arXiv 2512.14080). x gate and x up carry the names "moe_gate" and "moe_up" for remat policies.
+    (Guo et al. 2025, arXiv 2512.14080). Besides the arguments the gradient keeps x gate and x up, which carry the names
+    "moe_gate" and "moe_up" for remat policies; hidden activations are made of them again. The result is "moe_out".
 
-    F may be divided over a mesh. Tokens may be, too, inside a `shard_map` that also calls `route`, as permutation and
-    group sizes are those of the tokens at hand.
+    F may be divided over a mesh. What is divided otherwise over automatic or explicit axes, tokens too, is put together
+    on every device first; the result is divided like `x` on explicit axes. The fast way is to divide tokens inside a
+    `shard_map` that also calls `route`, where permutation and group sizes are those of the tokens at hand.
 
     Args:
       x: [N, D], float32, bfloat16 or float16.
@@ -51,7 +56,7 @@ def moe_mlp(
       up: [E, D, F].
       down: [E, F, D].
       backend: "auto" takes the Pallas kernels where there are such for the device and shapes, "pallas" insists.
-      config: block sizes of the kernels; None looks them up.
+      config: block sizes of the kernels, a `MoeConfig`; None looks them up.
 
     Returns:
       [N, D] in the dtype of `x`; zeros for a token without an expert.
@@ -62,8 +67,16 @@ def moe_mlp(
     """
     _check(x, routing, gate, up, down)
     chosen = dispatch.choose("moe_mlp", backend, x.shape[1], gate.shape[2], x.dtype)
-    arrays = (x, routing.weights, gate, up, down, routing.group_sizes, routing.permutation, routing.inverse)
-    return _mlp(*vary_alike(*arrays), (chosen, config or MoeConfig()))
+    check_config("moe_mlp", config, MoeConfig)
+    config = config or MoeConfig()
+    dispatch.configured("moe_mlp", config.up, chosen, "config.up")
+    dispatch.configured("moe_mlp", config.down, chosen, "config.down")
+    x, gate, up, down = (jnp.asarray(array) for array in (x, gate, up, down))
+    inner = layout.entries(gate)[2]
+    gate, up = layout.divide(gate, None, None, inner), layout.divide(up, None, None, inner)
+    order = [layout.whole(array) for array in (routing.group_sizes, routing.permutation, routing.inverse)]
+    arrays = (layout.whole(x), layout.whole(routing.weights), gate, up, layout.divide(down, None, inner, None), *order)
+    return layout.divide(_mlp(*vary_alike(*arrays), (chosen, config)), *layout.entries(x))
 
 
 def _check(x, routing, gate, up, down) -> None:
@@ -89,50 +102,50 @@ def _check(x, routing, gate, up, down) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
 def _mlp(x, weights, gate, up, down, group_sizes, permutation, inverse, static):
-    backend, config = static
+    choice, config = static
     rows = permutation // weights.shape[1]
-    hidden = dispatch.gated_product(backend, x, gate, up, group_sizes, rows=rows, config=config.up.forward)[0]
-    return _combine(backend, hidden, weights, down, group_sizes, inverse, config).astype(x.dtype)
+    hidden = dispatch.gated_product(choice, x, gate, up, group_sizes, rows=rows, config=config.up.forward)[0]
+    return _combine(choice, hidden, weights, down, group_sizes, inverse, config).astype(x.dtype)
 
 
 def _mlp_fwd(x, weights, gate, up, down, group_sizes, permutation, inverse, static):
-    backend, config = static
+    choice, config = static
     rows = permutation // weights.shape[1]
     hidden, gated, plain = dispatch.gated_product(
-        backend, x, gate, up, group_sizes, rows=rows, keep=True, config=config.up.forward
+        choice, x, gate, up, group_sizes, rows=rows, keep=True, config=config.up.forward
     )
-    gated, plain = (checkpoint_name(y, name) for y, name in zip((gated, plain), RESIDUALS, strict=True))
-    out = _combine(backend, hidden, weights, down, group_sizes, inverse, config).astype(x.dtype)
-    return out, (x, weights, gate, up, down, group_sizes, permutation, inverse, gated, plain)
+    gated, plain = checkpoint_name(gated, GATE), checkpoint_name(plain, UP)
+    out = _combine(choice, hidden, weights, down, group_sizes, inverse, config).astype(x.dtype)
+    return checkpoint_name(out, OUT), (x, weights, gate, up, down, group_sizes, permutation, inverse, gated, plain)
 
 
-def _combine(backend, hidden, weights, down, group_sizes, inverse, config) -> jax.Array:
+def _combine(choice, hidden, weights, down, group_sizes, inverse, config) -> jax.Array:
     """Each token's sum over its experts, in float32."""
-    outputs = dispatch.product(backend, hidden, down, group_sizes, config=config.down.forward)
-    outputs = outputs[inverse].reshape(*weights.shape, -1)
+    outputs = dispatch.product(choice, hidden, down, group_sizes, config=config.down.forward)
+    outputs = outputs[inverse].reshape(*weights.shape, down.shape[2])
     return jnp.sum(outputs.astype(jnp.float32) * weights[..., None], axis=1)
 
 
 def _mlp_bwd(static, residuals, dout):
     x, weights, gate, up, down, group_sizes, permutation, inverse, gated, plain = residuals
-    backend, config = static
+    choice, config = static
     rows = permutation // weights.shape[1]
     sorted_weights = weights.reshape(-1)[permutation][:, None]
     hidden = jax.nn.silu(gated.astype(jnp.float32)) * plain.astype(jnp.float32)
 
     dsorted = dout[rows]
-    dhidden = dispatch.product(backend, dsorted, down, group_sizes, transpose_w=True, config=config.down.grad_x)
+    dhidden = dispatch.product(choice, dsorted, down, group_sizes, transpose_w=True, config=config.down.grad_x)
     dhidden = dhidden.astype(jnp.float32)
     dweights = jnp.sum(dhidden * hidden, axis=1)[inverse].reshape(weights.shape)  # <dout, hidden down> by either side
     weighted = (hidden * sorted_weights).astype(x.dtype)
-    ddown = grouped.grad_w(backend, weighted, dsorted, group_sizes, None, False, config.down)
+    ddown = grouped.grad_w(choice, weighted, dsorted, group_sizes, None, False, config.down)
 
-    dgated, dplain = (d.astype(x.dtype) for d in grouped.swiglu_grad(gated, plain, dhidden * sorted_weights))
-    dx = grouped.grad_x(backend, dgated, gate, group_sizes, False, config.up)
-    dx += grouped.grad_x(backend, dplain, up, group_sizes, False, config.up)
-    dx = jnp.sum(dx[inverse].reshape(*weights.shape, -1).astype(jnp.float32), axis=1).astype(x.dtype)
-    dgate = grouped.grad_w(backend, x, dgated, group_sizes, rows, False, config.up)
-    dup = grouped.grad_w(backend, x, dplain, group_sizes, rows, False, config.up)
+    dgated, dplain = (d.astype(x.dtype) for d in swiglu_gradients(gated, plain, dhidden * sorted_weights))
+    dx = grouped.grad_x(choice, dgated, gate, group_sizes, False, config.up)
+    dx += grouped.grad_x(choice, dplain, up, group_sizes, False, config.up)
+    dx = jnp.sum(dx[inverse].reshape(*weights.shape, x.shape[1]).astype(jnp.float32), axis=1).astype(x.dtype)
+    dgate = grouped.grad_w(choice, x, dgated, group_sizes, rows, False, config.up)
+    dup = grouped.grad_w(choice, x, dplain, group_sizes, rows, False, config.up)
     return dx, dweights, dgate, dup, ddown, None, None, None
 
 

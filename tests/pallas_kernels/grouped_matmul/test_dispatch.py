@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import support, tables, target
-from pallas_kernels.kernels.grouped_matmul import grouped_matmul, hopper, tpu, xla
+from pallas_kernels.kernels.grouped_matmul import grouped_matmul, hopper, products, tpu, xla
 from pallas_kernels.kernels.moe import moe_mlp
 from pallas_kernels.kernels.routing import route
 
@@ -36,7 +36,7 @@ def _stand_in(seen, module, name, function):
 def table(monkeypatch, **sources):
     """A table of Hopper's kernels with an entry for each kind of product, 256 x 128 and 128 x 256, and its source."""
     entries = {
-        hopper.shape_class(kind, 3, *sizes): {"config": {}, "source": source}
+        products.shape_class(kind, 3, *sizes): {"config": {}, "source": source}
         for kind, source in sources.items()
         for sizes in ((256, 128), (128, 256))
     }
@@ -103,6 +103,19 @@ def test_sizes_on_one_device_count(taken, monkeypatch):
     with jax.set_mesh(mesh), target.compiling_for(target.H200):
         w = jax.device_put(w, jax.NamedSharding(mesh, jax.P(None, None, "model")))
         grouped_matmul(x, w, jnp.array([10, 20, 10]))
+    assert taken == [("xla", "product")]
+
+
+def test_recorded_tiles_that_do_not_divide_the_part_of_one_device(taken, monkeypatch):
+    entry = {"config": {"tile_n": 128}, "source": "measured"}
+    keys = [products.shape_class("product", 3, 256, columns) for columns in (128, 64)]
+    monkeypatch.setattr(tables, "load", {hopper.OPERATION: {"hopper": dict.fromkeys(keys, entry)}}.__getitem__)
+    mesh = jax.make_mesh((2,), ("model",), (jax.sharding.AxisType.Explicit,))
+    x, w = (jnp.zeros(struct.shape, struct.dtype) for struct in arrays())
+    with jax.set_mesh(mesh), target.compiling_for(target.H200):
+        w = jax.device_put(w, jax.NamedSharding(mesh, jax.P(None, None, "model")))
+        grouped_matmul(x, w, jnp.array([10, 20, 10]))
+        assert "columns 64" in hopper.misfit(None, "product", 3, 256, 64, x.dtype)
     assert taken == [("xla", "product")]
 
 

@@ -11,7 +11,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pallas_kernels import target
 from pallas_kernels.errors import ArgumentError, UnsupportedError
-from pallas_kernels.kernels.grouped_matmul import grouped_matmul, grouped_matmul_transposed
+from pallas_kernels.kernels.grouped_matmul import (
+    GroupedMatmulConfig,
+    TpuGroupedMatmulConfig,
+    grouped_matmul,
+    grouped_matmul_transposed,
+)
 
 GPU = target.Target("gpu", "some GPU")  # no kernel: XLA's batched form, which the CPU can run as well
 
@@ -153,14 +158,83 @@ def test_in_shard_map_each_device_has_its_own_groups(check_vma):
     close(dw, sum(transposed(x[part], dy[part], own) for part, own in parts))
 
 
-def test_explicitly_divided_rows_are_refused():
-    x, w, _, _ = arrays(rows=160)
+@pytest.mark.parametrize("activation", [None, "swiglu"])
+@pytest.mark.parametrize("gathered", [False, True])
+def test_rows_divided_over_explicit_axes(activation, gathered):
+    x, gate, up, dy = arrays(rows=160)
     group_sizes = jnp.asarray(sizes("random", 5, 160))
-    mesh = jax.make_mesh((4,), ("data",), (AxisType.Explicit,))
+    rows = jnp.asarray(np.random.default_rng(1).integers(0, 160, 160), jnp.int32) if gathered else None
+
+    def multiply(x, gate, up):
+        w = gate if activation is None else (gate, up)
+        return grouped_matmul(x, w, group_sizes, rows=rows, activation=activation)
+
+    def loss(x, gate, up):
+        return jnp.sum(multiply(x, gate, up) * dy)
+
+    expected = [multiply(x, gate, up), *jax.grad(loss, (0, 1, 2))(x, gate, up)]
+    mesh = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Explicit,) * 2)
     with jax.set_mesh(mesh):
-        x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data", None)))
-        with pytest.raises(ArgumentError, match="divided along `m`"):
-            grouped_matmul(x, w, group_sizes)
+        specs = ("data", "model"), (None, "data", "model"), (None, "data", None), ("data", None), ("data",)
+        given = zip((x, gate, up, dy, rows)[: 5 if gathered else 4], specs, strict=False)
+        put = [jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec))) for array, spec in given]
+        x, gate, up, dy, *_ = put
+        rows = put[4] if gathered else None
+        got = [jax.jit(multiply)(x, gate, up), *jax.jit(jax.grad(loss, (0, 1, 2)))(x, gate, up)]
+    assert got[0].sharding.spec == PartitionSpec("data", "model")
+    assert [g.sharding.spec for g in got[1:]] == [a.sharding.spec for a in (x, gate, up)]
+    for a, b in zip(got, expected, strict=True):
+        close(a, b)
+
+
+def test_gradients_of_the_transposed_product():
+    x, w, _, y = arrays()
+    group_sizes = jnp.asarray(sizes("short", 5, 150))
+    rows = np.random.default_rng(1).integers(0, 40, 150).astype(np.int32)
+    f = functools.partial(grouped_matmul_transposed, group_sizes=group_sizes, rows=jnp.asarray(rows))
+    out, pull = jax.vjp(lambda x, y: f(x, y), x[:40], y)
+    close(out, transposed(x[rows], y, group_sizes))
+    dx, dy = pull(w)
+    expected = np.zeros((40, 24))
+    np.add.at(expected, rows, product(y, np.swapaxes(w, 1, 2), group_sizes))
+    close(dx, expected)
+    close(dy, product(x[rows], w, group_sizes))
+
+
+def test_the_transposed_product_of_rows_on_explicit_axes():
+    x, w, _, y = arrays(rows=160)
+    group_sizes = jnp.asarray(sizes("random", 5, 160))
+
+    def loss(x, y):
+        return jnp.sum(grouped_matmul_transposed(x, y, group_sizes) * w)
+
+    expected = jax.grad(loss, (0, 1))(x, y)
+    mesh = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        x, y = (jax.device_put(a, NamedSharding(mesh, PartitionSpec("data", "model"))) for a in (x, y))
+        got = jax.jit(jax.grad(loss, (0, 1)))(x, y)
+    for a, b, like in zip(got, expected, (x, y), strict=True):
+        assert a.sharding.spec == like.sharding.spec
+        close(a, b)
+
+
+def test_residuals_can_be_kept_by_name(capsys):
+    x, gate, up, _ = arrays()
+    group_sizes = jnp.asarray(sizes("random", 5, 150))
+    names = ("grouped_matmul_gate", "grouped_matmul_up", "grouped_matmul_out")
+
+    def two(x, gate, up):
+        return jnp.sin(grouped_matmul(x, (gate, up), group_sizes, activation="swiglu"))
+
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
+    jax.ad_checkpoint.print_saved_residuals(jax.checkpoint(two, policy=policy), x, gate, up)
+    kept = capsys.readouterr().out
+    assert all(f"named '{name}'" in kept for name in names)
+
+
+def test_lists_of_sizes():
+    x, w, _, _ = arrays()
+    close(grouped_matmul(x, w, [50, 0, 60, 40, 0]), product(x, w, np.array([50, 0, 60, 40, 0])))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +252,14 @@ def test_explicitly_divided_rows_are_refused():
         ("group_sizes", {"group_sizes": np.zeros(5, np.int64)}),
         ("group_sizes", {"group_sizes": np.array([100, 0, 0, 51, 0], np.int32)}),
         ("group_sizes", {"group_sizes": jnp.array([100, 0, 0, -1, 0], jnp.int32)}),
+        ("group_sizes", {"group_sizes": [50.0, 0, 60, 40, 0]}),
+        ("group_sizes", {"group_sizes": "all"}),
         ("rows", {"rows": np.zeros(150)}),
+        ("rows", {"rows": np.full(150, 150, np.int32)}),
+        ("rows", {"rows": np.full(150, -1, np.int32)}),
+        ("rows", {"x": jnp.zeros((0, 24)), "rows": np.zeros(150, np.int32)}),
+        ("config", {"config": 3}),
+        ("config.grad_w", {"config": GroupedMatmulConfig(grad_w=TpuGroupedMatmulConfig())}),
         ("backend", {"backend": "triton"}),
     ],
 )
@@ -200,3 +281,15 @@ def test_no_rows():
     y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, jnp.zeros(5, jnp.int32)), jnp.zeros((0, 24)), arrays()[1])
     assert y.shape == (0, 20)
     np.testing.assert_array_equal(pull(y)[1], np.zeros((5, 24, 20)))
+
+
+@pytest.mark.usefixtures("form")
+def test_no_rows_to_take_from():
+    """What `rows` names is in no group, and not there."""
+    w, none = arrays()[1], jnp.zeros(5, jnp.int32)
+    for rows in (jnp.zeros(0, jnp.int32), jnp.zeros(3, jnp.int32)):
+        y, pull = jax.vjp(lambda x, rows=rows: grouped_matmul(x, w, none, rows=rows), jnp.zeros((0, 24)))
+        np.testing.assert_array_equal(y, np.zeros((len(rows), 20)))
+        assert pull(y)[0].shape == (0, 24)
+        dw = grouped_matmul_transposed(jnp.zeros((0, 24)), y, none, rows=rows)
+        np.testing.assert_array_equal(dw, np.zeros((5, 24, 20)))

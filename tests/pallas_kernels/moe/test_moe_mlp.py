@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pallas_kernels.errors import ArgumentError
-from pallas_kernels.kernels.moe import moe_mlp
+from pallas_kernels.kernels.moe import MoeConfig, moe_mlp
 from pallas_kernels.kernels.routing import route
 
 TOLERANCE = {"float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}
@@ -118,6 +118,34 @@ def test_inner_width_divided_over_a_mesh(axis_type):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_tokens_and_weights_divided_over_a_mesh(axis_type):
+    """Tokens over "data", weights over both axes as FSDP with tensor parallelism has them."""
+    arrays_ = arrays()
+    dout = jnp.asarray(np.random.default_rng(1).standard_normal(arrays_[0].shape), jnp.float32)
+    expected = [jax.jit(layer)(*arrays_), *jax.jit(gradients(layer, dout))(*arrays_)]
+    mesh = jax.make_mesh((2, 2), ("data", "model"), (axis_type,) * 2)
+    columns, rows = PartitionSpec(None, "data", "model"), PartitionSpec(None, "model", "data")
+    tokens = PartitionSpec("data", None)
+    with jax.set_mesh(mesh):
+        specs = (tokens, PartitionSpec("data", "model"), columns, columns, rows)
+        arrays_ = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arrays_, specs, strict=True)]
+        dout = jax.device_put(dout, NamedSharding(mesh, tokens))
+        got = [jax.jit(layer)(*arrays_), *jax.jit(gradients(layer, dout))(*arrays_)]
+    if axis_type == AxisType.Explicit:
+        assert [g.sharding.spec for g in got] == [tokens, *specs]
+    for a, b in zip(got, expected, strict=True):
+        close(a, np.asarray(b, np.float64))
+
+
+def test_no_tokens():
+    x, logits, *w = arrays(tokens=0)
+    out, pull = jax.vjp(layer, x, logits, *w)
+    assert out.shape == (0, 16)
+    for gradient, like in zip(pull(out), (x, logits, *w), strict=True):
+        np.testing.assert_array_equal(gradient, np.zeros(like.shape))
+
+
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_tokens_divided_in_shard_map(check_vma):
     x, logits, *w = arrays()
@@ -151,6 +179,8 @@ def test_residuals_can_be_kept_by_name(capsys):
         ("down", {"down": jnp.zeros((6, 16, 12))}),
         ("down", {"down": jnp.zeros((6, 12, 16), jnp.bfloat16)}),
         ("backend", {"backend": "triton"}),
+        ("config", {"config": 5}),
+        ("config.up", {"config": MoeConfig(up=5)}),
     ],
 )
 def test_errors_name_the_argument(argument, change):

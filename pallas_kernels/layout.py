@@ -1,0 +1,38 @@
+"""Layouts of arrays over explicit mesh axes.
+
+What a function cannot take divided is put together here first, as XLA's partitioner does by itself on automatic axes.
+"""
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+Entry = str | tuple[str, ...] | None
+
+
+def entries(x: jax.Array) -> tuple[Entry, ...]:
+    """For each dimension of `x` the explicit mesh axes that divide it."""
+    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        return (None,) * x.ndim
+    spec = jax.typeof(x).sharding.spec
+    return (*spec, *[None] * (x.ndim - len(spec)))
+
+
+def divide(x: jax.Array, *wanted: Entry) -> jax.Array:
+    """`x` with dimension i divided over `wanted[i]`; of an axis that comes twice, the first counts."""
+    wanted = distinct(*wanted)
+    return x if wanted == entries(x) else jax.sharding.reshard(x, PartitionSpec(*wanted))
+
+
+def distinct(*wanted: Entry) -> tuple[Entry, ...]:
+    """The entries without those whose axes came before: an axis divides one dimension of an array."""
+    used, kept = set(), []
+    for entry in wanted:
+        axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+        kept.append(None if used.intersection(axes) else entry)
+        used.update(axes)
+    return tuple(kept)
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """`x`, divided over no explicit mesh axis."""
+    return divide(x, *[None] * x.ndim)
