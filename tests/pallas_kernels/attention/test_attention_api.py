@@ -104,7 +104,6 @@ def test_queries_that_see_nothing_give_zero_and_no_gradient():
         assert (got[index] == 0).all()
 
 
-@pytest.mark.slow
 def test_a_sink_of_no_weight_changes_nothing_even_for_queries_that_see_nothing():
     q, k, v = inputs()
     ids = documents(2, 40, padding=4)
@@ -193,6 +192,7 @@ def test_without_rows_inside_shard_map():
     assert jax.jit(jax.grad(loss))(*inputs(5, batch=0)).shape == (0, 5, 4, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.02), (jnp.float16, 0.004)])
 def test_16_bit_stays_within_its_rounding(dtype, tolerance):
     q, k, v = inputs(140, heads=4, groups=4, size=64, dtype=dtype)

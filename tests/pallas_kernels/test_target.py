@@ -1,0 +1,55 @@
+"""What a program is traced for."""
+
+import types
+
+import jax
+import pytest
+
+from pallas_kernels import target
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """A machine with a GPU, which jax takes by default, and a CPU."""
+    gpu = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200", core_count=132)
+    cpu = types.SimpleNamespace(platform="cpu", device_kind="cpu")
+    monkeypatch.setattr(jax, "devices", lambda platform=None: {None: [gpu, cpu], "gpu": [gpu], "cpu": [cpu]}[platform])
+    return gpu, cpu
+
+
+def test_the_default_device_is_the_target(devices):
+    assert target.current() == target.H200
+    with jax.default_device("cpu"):
+        assert target.current() == target.Target("cpu", "cpu")
+        with target.compiling_for(target.TPU_V5P):
+            assert target.current() == target.TPU_V5P
+    assert target.current() == target.H200
+
+
+def test_a_device_object_may_be_the_default(monkeypatch):
+    real = jax.devices()[-1]
+    monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("another device is asked"))
+    with jax.default_device(real):
+        assert target.current() == target.Target("cpu", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("TPU7x", "tpu7x"),
+        ("TPU v4", "other"),
+        ("NVIDIA H100 80GB HBM3", "hopper"),
+        ("NVIDIA A100-SXM4-80GB", "other"),
+    ],
+)
+def test_kinds_of_devices_fall_into_families(kind, family):
+    platform = "tpu" if kind.startswith("TPU") else "gpu"
+    device = target.Target(platform, kind)
+    assert device.family == family
+    assert (family in target.VMEM) == (platform == "tpu" and family != "other")
+    missing = None if family != "other" else f"there is no kernel for {kind}"
+    assert device.lacks_kernels("tpu", "gpu") == device.lacks_kernels(platform) == missing
+    assert device.lacks_kernels("cpu") == f"there is no kernel for {kind}"
