@@ -1,23 +1,46 @@
 """Kernels for training language models in JAX: attention, expert routing, grouped matmul, fused cross-entropy.
 
-Arrays in, arrays out; nothing but jax is imported. Each function takes `backend="auto" | "pallas" | "xla"`, and
-`supported` says why a backend does not take a case. `docs/kernels.md` shows each of them in use.
+Arrays in, arrays out; nothing but jax is imported. Functions take `backend="auto" | "pallas" | "xla"`, attention also
+"cudnn", and `supported` says why a backend does not take a case. Those with kernels also take `config`, their block
+sizes, which are looked up where it is None. `rms_norm`, `swiglu`, `rope` and the two losses of a router are XLA alone:
+the former take `backend` and raise for "pallas", the losses take neither. `docs/kernels.md` shows each in use.
 """
 
 from pallas_kernels.errors import ArgumentError, UnsupportedError
 from pallas_kernels.kernels.attention import attention
-from pallas_kernels.kernels.cross_entropy import CrossEntropyAux, linear_cross_entropy
+from pallas_kernels.kernels.cross_entropy import (
+    CrossEntropyAux,
+    TpuCrossEntropyConfig,
+    XlaCrossEntropyConfig,
+    linear_cross_entropy,
+)
 from pallas_kernels.kernels.elementwise import rms_norm, rope, swiglu
-from pallas_kernels.kernels.grouped_matmul import grouped_matmul, grouped_matmul_transposed
-from pallas_kernels.kernels.moe import moe_mlp
+from pallas_kernels.kernels.grouped_matmul import (
+    GroupedMatmulConfig,
+    HopperGroupedMatmulConfig,
+    HopperGroupedMatmulTransposedConfig,
+    TpuGroupedMatmulConfig,
+    TpuGroupedMatmulTransposedConfig,
+    grouped_matmul,
+    grouped_matmul_transposed,
+)
+from pallas_kernels.kernels.moe import MoeConfig, moe_mlp
 from pallas_kernels.kernels.routing import Routing, load_balancing_loss, route, router_z_loss
 from pallas_kernels.support import supported
 
 __all__ = [
     "ArgumentError",
     "CrossEntropyAux",
+    "GroupedMatmulConfig",
+    "HopperGroupedMatmulConfig",
+    "HopperGroupedMatmulTransposedConfig",
+    "MoeConfig",
     "Routing",
+    "TpuCrossEntropyConfig",
+    "TpuGroupedMatmulConfig",
+    "TpuGroupedMatmulTransposedConfig",
     "UnsupportedError",
+    "XlaCrossEntropyConfig",
     "attention",
     "grouped_matmul",
     "grouped_matmul_transposed",

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.kernels.cross_entropy import XlaConfig, linear_cross_entropy
+from pallas_kernels.kernels.cross_entropy import XlaCrossEntropyConfig, linear_cross_entropy
 
 
 def cross_entropy(x: jax.Array, head: jax.Array, labels: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
@@ -22,5 +22,5 @@ def cross_entropy(x: jax.Array, head: jax.Array, labels: jax.Array, chunk: int) 
       (nll, lse_squared), both [N] float32. The mean of the second is the z-loss of PaLM (Chowdhery et al. 2022,
       arXiv 2204.02311).
     """
-    nll, aux = linear_cross_entropy(x, head, labels, reduction="none", config=XlaConfig(chunk))
+    nll, aux = linear_cross_entropy(x, head, labels, reduction="none", config=XlaCrossEntropyConfig(chunk))
     return nll, jnp.square(aux.lse)

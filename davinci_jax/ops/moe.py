@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.kernels.moe import moe_mlp
-from pallas_kernels.kernels.routing import load_balancing_loss, route
+from pallas_kernels.kernels.routing import balance, mean_shares, route
 from pallas_kernels.kernels.routing import router_z_loss as local_z_loss
 
 __all__ = ["gather_weight", "load_balance_loss", "moe_mlp", "route", "router_logits", "router_z_loss", "sum_over"]
@@ -69,8 +69,7 @@ def load_balance_loss(scores: jax.Array, counts: jax.Array, axes: Sequence[str] 
     Returns:
       float32 scalar, the same on every device; its gradient goes to `scores` alone.
     """
-    shares = scores / jnp.maximum(jnp.sum(scores, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    return load_balancing_loss(_mean_over(jnp.mean(shares, axis=0, keepdims=True), axes), counts)
+    return balance(_mean_over(mean_shares(scores), axes), counts)
 
 
 def router_z_loss(logits: jax.Array, axes: Sequence[str] = ()) -> jax.Array:

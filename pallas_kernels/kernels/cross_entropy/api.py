@@ -6,16 +6,16 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels import partition
+from pallas_kernels import layout, partition
+from pallas_kernels.arguments import Backend, as_array, check_backend, check_config, is_number, values
 from pallas_kernels.errors import ArgumentError
 from pallas_kernels.kernels.cross_entropy import chunks, dispatch
-from pallas_kernels.kernels.cross_entropy.config import TpuConfig, XlaConfig
+from pallas_kernels.kernels.cross_entropy.config import CrossEntropyConfig, TpuCrossEntropyConfig, XlaCrossEntropyConfig
 
 LSE, DX, DW = "cross_entropy_lse", "cross_entropy_dx", "cross_entropy_dw"  # names for remat policies
-
-Backend = Literal["auto", "pallas", "xla"]
 
 
 class CrossEntropyAux(NamedTuple):
@@ -37,7 +37,7 @@ class _Spec:
     soft_cap: float | None
     z_loss: float
     backend: str
-    config: XlaConfig | TpuConfig | None
+    config: CrossEntropyConfig | None
 
     def steps(self, x: jax.Array, w: jax.Array) -> chunks.Steps:
         """For local x [N, D] and w [V, D]."""
@@ -54,14 +54,15 @@ def linear_cross_entropy(
     soft_cap: float | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
     backend: Backend = "auto",
-    config: XlaConfig | TpuConfig | None = None,
+    config: CrossEntropyConfig | None = None,
 ) -> tuple[jax.Array, CrossEntropyAux]:
     """Cross-entropy of logits = x w^T that never holds the logits of all tokens.
 
     The loss of a token is -log_prob + z_loss lse^2 (PaLM, arXiv 2204.02311). Products accumulate in float32, and so
     do log-sum-exp and the gradient of `w`. With "mean" and "sum" the gradients are made along with the loss, in three
     matrix products, like those of materialised logits; with "none", and for a gradient through `aux`, logits are made
-    again in the backward pass. Tokens may be divided over a mesh; the gradient of `w` is summed over it.
+    again in the backward pass. Tokens may be divided over a mesh; the gradient of `w` is summed over it. Where V or D
+    is divided over automatic or explicit axes, every device gets all of it first.
     Log-sum-exp and the gradients made ahead carry the names "cross_entropy_lse", "cross_entropy_dx" and
     "cross_entropy_dw" for remat policies.
 
@@ -69,14 +70,15 @@ def linear_cross_entropy(
       x: [..., D] hidden states of tokens in one or more axes, float32, bfloat16 or float16.
       w: [V, D], the head, one row for each id as in an embedding table; cast to the dtype of `x`. Its gradient is
         rounded once, to its own dtype.
-      labels: [...] int, less than V; a negative one marks a token that is not counted: no loss, no gradient.
+      labels: [...] int, less than V, which is checked where the values are known; a negative one marks a token that is
+        not counted: no loss, no gradient.
       z_loss: weight of lse^2.
       label_mask: [...] bool, False where a token is not counted.
       soft_cap: c bends logits to c tanh(logits / c) (Gemma 2, arXiv 2408.00118).
       reduction: "mean" over the counted tokens (0 if there are none), "sum", or "none". Inside `shard_map` over the
         tokens at hand; otherwise over those of all devices.
       backend: "auto" takes the kernels on TPU, where they are faster, and XLA elsewhere; "pallas" insists on a kernel.
-      config: None looks it up; an `XlaConfig` means the XLA path, a `TpuConfig` the kernels.
+      config: None looks it up; an `XlaCrossEntropyConfig` means the XLA path, a `TpuCrossEntropyConfig` the kernels.
 
     Returns:
       (loss, aux): loss float32, a scalar or [...] with "none"; aux is (log_probs, lse), differentiable too.
@@ -85,12 +87,12 @@ def linear_cross_entropy(
       ArgumentError: shapes, dtypes or values that do not fit together; it names the argument.
       UnsupportedError: backend="pallas" does not take this case.
     """
-    _check(x, w, labels, z_loss, label_mask, soft_cap, reduction, backend)
+    labels = as_array("linear_cross_entropy", "labels", labels)
+    label_mask = None if label_mask is None else as_array("linear_cross_entropy", "label_mask", label_mask)
+    _check(x, w, labels, z_loss, label_mask, soft_cap, reduction, backend, config)
     chosen = dispatch.choose(backend, x.dtype, x.shape[-1], w.shape[0], config)
-    x, w, labels = (jnp.asarray(array) for array in (x, w, labels))
-    if label_mask is not None:
-        labels = jnp.where(label_mask, labels, -1)
-    spec = _Spec(soft_cap, float(z_loss), chosen, config)
+    x, w, labels = _laid_out(x, w, labels, label_mask)
+    spec = _Spec(None if soft_cap is None else float(soft_cap), float(z_loss), chosen, config)
     x, w, labels = partition.vary_alike(x, w, labels)
     if reduction == "none":
         aux = CrossEntropyAux(*_tokens(spec, x, w, labels, None))
@@ -102,7 +104,17 @@ def linear_cross_entropy(
     return loss, aux
 
 
-def _check(x, w, labels, z_loss, label_mask, soft_cap, reduction, backend) -> None:
+def _laid_out(x, w, labels, label_mask) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The arrays in one layout over explicit mesh axes, that of the tokens of x; labels with their mask."""
+    x, w, labels = (jnp.asarray(array) for array in (x, w, labels))
+    tokens = layout.entries(x)[:-1]
+    labels = layout.divide(labels, *tokens)
+    if label_mask is not None:
+        labels = jnp.where(layout.divide(jnp.asarray(label_mask), *tokens), labels, -1)
+    return layout.divide(x, *tokens, None), layout.whole(w), labels
+
+
+def _check(x, w, labels, z_loss, label_mask, soft_cap, reduction, backend, config) -> None:
     def error(argument, problem, remedy):
         raise ArgumentError("linear_cross_entropy", argument, problem, remedy)
 
@@ -119,14 +131,22 @@ def _check(x, w, labels, z_loss, label_mask, soft_cap, reduction, backend) -> No
         error("labels", f"has {labels.dtype}{list(labels.shape)}", f"give signed integers {list(x.shape[:-1])}")
     if label_mask is not None and (label_mask.shape != labels.shape or label_mask.dtype != bool):
         error("label_mask", f"has {label_mask.dtype}{list(label_mask.shape)}", f"give bool {list(labels.shape)}")
-    if not isinstance(z_loss, (int, float)) or not 0 <= z_loss < float("inf"):
-        error("z_loss", f"is {z_loss}", "give a finite Python number, not negative")
-    if soft_cap is not None and not (isinstance(soft_cap, (int, float)) and 0 < soft_cap < float("inf")):
-        error("soft_cap", f"is {soft_cap}", "give a positive Python number or None")
+    known, counted = values(labels), None if label_mask is None else values(label_mask)
+    if known is not None and (label_mask is None or counted is not None):
+        largest = np.max(known, initial=-1, where=True if counted is None else counted)
+        if largest >= w.shape[0]:
+            error("labels", f"has {largest}, with {w.shape[0]} rows in w", "give ids that w has, or -1")
+    if not is_number(z_loss) or not 0 <= z_loss < float("inf"):
+        error("z_loss", f"is {z_loss}", "give a finite number, not negative")
+    if soft_cap is not None and not (is_number(soft_cap) and 0 < soft_cap < float("inf")):
+        error("soft_cap", f"is {soft_cap}", "give a positive number or None")
     if reduction not in ("mean", "sum", "none"):
         error("reduction", f"is {reduction!r}", "choose mean, sum or none")
-    if backend not in ("auto", "pallas", "xla"):
-        error("backend", f"is {backend!r}", "choose auto, pallas or xla")
+    check_backend("linear_cross_entropy", backend)
+    check_config("linear_cross_entropy", config, XlaCrossEntropyConfig, TpuCrossEntropyConfig)
+    wrong = None if config is None else config.wrong()
+    if wrong is not None:
+        error("config", f"is {config}", wrong)
 
 
 def _losses(spec, log_probs, lse):

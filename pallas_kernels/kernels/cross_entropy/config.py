@@ -2,9 +2,11 @@
 
 import dataclasses
 
+from pallas_kernels.arguments import is_integer
+
 
 @dataclasses.dataclass(frozen=True)
-class XlaConfig:
+class XlaCrossEntropyConfig:
     """How XLA computes it.
 
     Attributes:
@@ -13,9 +15,13 @@ class XlaConfig:
 
     chunk: int
 
+    def wrong(self) -> str | None:
+        """What must change for the sizes to be right; None if they are."""
+        return None if is_integer(self.chunk) and self.chunk > 0 else "give a positive chunk"
+
 
 @dataclasses.dataclass(frozen=True)
-class TpuConfig:
+class TpuCrossEntropyConfig:
     """Block sizes of the TPU kernels, tokens in multiples of 8 and ids of 128.
 
     Attributes:
@@ -31,3 +37,16 @@ class TpuConfig:
     forward_vocabulary: int
     backward_tokens: int
     backward_vocabulary: int
+
+    def wrong(self) -> str | None:
+        """What must change for the sizes to be right; None if they are."""
+        tokens = self.chunk, self.forward_tokens, self.backward_tokens
+        ids = self.forward_vocabulary, self.backward_vocabulary
+        if not all(is_integer(size) and size > 0 for size in (*tokens, *ids)):
+            return "give positive integers"
+        if any(size % 8 for size in tokens) or any(size % 128 for size in ids):
+            return "give tokens in multiples of 8 and ids in multiples of 128"
+        return "give backward_tokens that divide chunk" if self.chunk % self.backward_tokens else None
+
+
+CrossEntropyConfig = XlaCrossEntropyConfig | TpuCrossEntropyConfig

@@ -6,10 +6,10 @@ from pallas_kernels import tables, target
 from pallas_kernels.errors import ArgumentError, UnsupportedError
 from pallas_kernels.kernels.cross_entropy import xla
 from pallas_kernels.kernels.cross_entropy.chunks import Steps
-from pallas_kernels.kernels.cross_entropy.config import TpuConfig, XlaConfig
+from pallas_kernels.kernels.cross_entropy.config import CrossEntropyConfig, TpuCrossEntropyConfig, XlaCrossEntropyConfig
 
 
-def choose(backend: str, dtype, hidden: int, vocabulary: int, config: XlaConfig | TpuConfig | None) -> str:
+def choose(backend: str, dtype, hidden: int, vocabulary: int, config: CrossEntropyConfig | None) -> str:
     """The backend to run: "tpu" or "xla".
 
     Raises:
@@ -17,7 +17,7 @@ def choose(backend: str, dtype, hidden: int, vocabulary: int, config: XlaConfig 
       UnsupportedError: backend="pallas" has no kernel for this case.
     """
     reason = unsupported(dtype, hidden, vocabulary)
-    wanted = "xla" if isinstance(config, XlaConfig) else "pallas" if isinstance(config, TpuConfig) else None
+    wanted = {XlaCrossEntropyConfig: "xla", TpuCrossEntropyConfig: "pallas"}.get(type(config))
     if "auto" != backend != (wanted or backend):
         problem = f"is {type(config).__name__}, with backend={backend!r}"
         raise ArgumentError("linear_cross_entropy", "config", problem, "leave one of them out")
@@ -30,9 +30,9 @@ def choose(backend: str, dtype, hidden: int, vocabulary: int, config: XlaConfig 
 
 def unsupported(dtype, hidden: int, vocabulary: int) -> str | None:
     """Why there is no kernel for this case on the current target; None if there is."""
-    now = target.current()
-    if now.platform != "tpu":
-        return f"there is no kernel for {now.device_kind}, where XLA's products of whole chunks are as fast"
+    missing = target.current().lacks_kernels("tpu")
+    if missing is not None:
+        return missing
     from pallas_kernels.kernels.cross_entropy import tpu  # late: it imports Mosaic
 
     if dtype not in (jnp.bfloat16, jnp.float32):
@@ -47,7 +47,12 @@ def unsupported(dtype, hidden: int, vocabulary: int) -> str | None:
 
 
 def steps(
-    backend: str, config: XlaConfig | TpuConfig | None, soft_cap: float | None, tokens: int, dtype, w_shape
+    backend: str,
+    config: CrossEntropyConfig | None,
+    soft_cap: float | None,
+    tokens: int,
+    dtype,
+    w_shape: tuple[int, int],
 ) -> Steps:
     """The steps for `tokens` local tokens with a head of shape [V, D]."""
     vocabulary, hidden = w_shape
@@ -60,7 +65,7 @@ def steps(
     if config is None:
         recorded = tables.lookup("cross_entropy", now.family, shape_class(hidden))
         size = jnp.dtype(dtype).itemsize
-        config = tpu.fit(TpuConfig(**recorded) if recorded else tpu.DEFAULT, hidden, size)
+        config = tpu.fit(TpuCrossEntropyConfig(**recorded) if recorded else tpu.DEFAULT, hidden, size)
     return tpu.steps(soft_cap=soft_cap, config=config, cores=now.cores)
 
 

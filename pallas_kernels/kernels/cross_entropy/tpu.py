@@ -16,18 +16,17 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import partition, target
 from pallas_kernels.kernels.cross_entropy.chunks import Steps
-from pallas_kernels.kernels.cross_entropy.config import TpuConfig
+from pallas_kernels.kernels.cross_entropy.config import TpuCrossEntropyConfig
 
-DEFAULT = TpuConfig(2048, 1024, 512, 512, 512)
+DEFAULT = TpuCrossEntropyConfig(2048, 1024, 512, 512, 512)
 
-_VMEM = {"v5p": 60 * 2**20, "tpu7x": 60 * 2**20}  # bytes that a kernel may use; others have twice as much
 _LANES = 128
 _PRODUCT_ROWS = 256
 _SUM_ROWS = 64
 _MASKED = -1e30  # below any logit, and finite: the difference of two is no NaN
 
 
-def steps(*, soft_cap: float | None, cores: int, config: TpuConfig) -> Steps:
+def steps(*, soft_cap: float | None, cores: int, config: TpuCrossEntropyConfig) -> Steps:
     """As `chunks` wants them."""
 
     def sums(x, w, labels, keep):
@@ -41,7 +40,7 @@ def steps(*, soft_cap: float | None, cores: int, config: TpuConfig) -> Steps:
     )
 
 
-def fit(config: TpuConfig, hidden: int, itemsize: int) -> TpuConfig | None:
+def fit(config: TpuCrossEntropyConfig, hidden: int, itemsize: int) -> TpuCrossEntropyConfig | None:
     """`config` with smaller blocks, as few steps down as fit into VMEM; None if even the smallest do not."""
     while _backward_bytes(config, hidden, itemsize) > _vmem():
         if config.backward_vocabulary > 128 and config.backward_vocabulary * 4 >= config.chunk:
@@ -62,11 +61,12 @@ def _backward_bytes(config, hidden, itemsize):
 
 
 def _vmem():
-    return _VMEM.get(target.current().family, 120 * 2**20)
+    """Bytes that a kernel may use; the blocks that are counted are nearly all that it holds."""
+    return target.VMEM[target.current().family] * 15 // 16
 
 
 def logits_and_sums(
-    x: jax.Array, w: jax.Array, labels: jax.Array, *, soft_cap: float | None, keep: bool, config: TpuConfig
+    x: jax.Array, w: jax.Array, labels: jax.Array, *, soft_cap: float | None, keep: bool, config: TpuCrossEntropyConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Logits x w^T after the soft cap, and what the loss needs of them.
 
@@ -174,7 +174,7 @@ def gradients(
     *,
     soft_cap: float | None,
     cores: int,
-    config: TpuConfig,
+    config: TpuCrossEntropyConfig,
 ) -> tuple[jax.Array, jax.Array]:
     """dx and dw of one chunk of tokens, for the cotangents of log-probabilities and log-sum-exp.
 

@@ -9,7 +9,7 @@ import numpy as np
 from pallas_kernels import target
 from pallas_kernels.compiler import aot, static_cycles
 from pallas_kernels.kernels.cross_entropy import dispatch, tpu
-from pallas_kernels.kernels.cross_entropy.config import TpuConfig
+from pallas_kernels.kernels.cross_entropy.config import TpuCrossEntropyConfig
 
 OPERATION = "cross_entropy"
 
@@ -39,10 +39,10 @@ def shape_class(shape: Shape) -> str:
     return dispatch.shape_class(shape.hidden)
 
 
-def candidates(family: str, shape: Shape) -> list[TpuConfig]:
+def candidates(family: str, shape: Shape) -> list[TpuCrossEntropyConfig]:
     """Blocks of which two of each kind fit into VMEM."""
     found = [
-        TpuConfig(chunk, tokens, vocabulary, 512, columns)
+        TpuCrossEntropyConfig(chunk, tokens, vocabulary, 512, columns)
         for chunk, columns in ((2048, 512), (2048, 256), (1024, 512))
         for tokens, vocabulary in ((1024, 512), (1024, 1024))
     ]
@@ -51,7 +51,7 @@ def candidates(family: str, shape: Shape) -> list[TpuConfig]:
     return list(dict.fromkeys(fitting))
 
 
-def build(family: str, shape: Shape, config: TpuConfig):
+def build(family: str, shape: Shape, config: TpuCrossEntropyConfig):
     """One chunk of tokens after another chunk: the gradient of the head is added to what is there."""
     cores = static_cycles.CHIPS[family].cores
 
@@ -69,7 +69,7 @@ def build(family: str, shape: Shape, config: TpuConfig):
     ]
 
 
-def arguments(family: str, shape: Shape, config: TpuConfig) -> list[jax.Array]:
+def arguments(family: str, shape: Shape, config: TpuCrossEntropyConfig) -> list[jax.Array]:
     """Random numbers, and labels that exist."""
     rng = np.random.default_rng(0)
     x, w, labels, dw = build(family, shape, config)[1]
@@ -81,12 +81,12 @@ def arguments(family: str, shape: Shape, config: TpuConfig) -> list[jax.Array]:
     ]
 
 
-def cycles(compiled, shape: Shape, config: TpuConfig) -> float:
+def cycles(compiled, shape: Shape, config: TpuCrossEntropyConfig) -> float:
     """Cycles of one core for `shape.tokens`, of each kernel or of its bytes where these take longer."""
     return sum(max(parts) for parts in costs(compiled, shape, config).values()) * shape.tokens / config.chunk
 
 
-def costs(compiled, shape: Shape, config: TpuConfig) -> dict[str, tuple[float, float]]:
+def costs(compiled, shape: Shape, config: TpuCrossEntropyConfig) -> dict[str, tuple[float, float]]:
     """For each kernel the cycles of one chunk and those in which its bytes pass."""
     chip = static_cycles.CHIPS[aot.DEVICES[compiled.device].target.family]
     logits, head = 4 * config.chunk * shape.vocabulary, 2 * shape.vocabulary * shape.hidden

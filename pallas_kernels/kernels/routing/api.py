@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
 
-from pallas_kernels import partition, target
+from pallas_kernels import layout, partition, target
+from pallas_kernels.arguments import Backend, as_array, check_backend, is_integer, is_number
 from pallas_kernels.errors import ArgumentError, UnsupportedError
 from pallas_kernels.kernels.routing import xla
 from pallas_kernels.kernels.routing.spec import RoutingSpec
@@ -49,7 +50,7 @@ def route(
     normalize: bool = True,
     scale: float = 1.0,
     capacity: int | None = None,
-    backend: Literal["auto", "pallas", "xla"] = "auto",
+    backend: Backend = "auto",
     config: None = None,
 ) -> Routing:
     """Chooses experts for each token and sorts the choices by expert.
@@ -59,7 +60,8 @@ def route(
     (Wang et al. 2024, arXiv 2408.15664; DeepSeek-V3, arXiv 2412.19437). Gradients go from `weights` and `scores`
     to `logits`. Experts and their scores carry the names "routing_experts" and "routing_scores" for remat policies.
 
-    With logits divided over a mesh, `jit` gives one order of all tokens; inside a `shard_map` each device has its own.
+    With logits divided over a mesh, `jit` gives one order of all tokens; inside a `shard_map` each device has its own,
+    which is the fast way. Experts that are divided over automatic or explicit axes are put together first.
 
     Args:
       logits: [N, E], any floating dtype.
@@ -84,27 +86,44 @@ def route(
       ArgumentError: shapes, dtypes or values that do not fit together; it names the argument.
       UnsupportedError: backend="pallas" does not take this case.
     """
-    _check(logits, top_k, score, bias, groups, threshold, capacity)
+    logits = as_array("route", "logits", logits)
+    bias = None if bias is None else as_array("route", "bias", bias)
+    _check(logits, top_k, score, bias, groups, threshold, scale, capacity)
     if config is not None:
         raise ArgumentError("route", "config", f"is {config!r}", "give None: nothing can be configured")
-    spec = RoutingSpec(top_k, score, groups, threshold, normalize, scale, capacity)
+    spec = RoutingSpec(
+        int(top_k),
+        score,
+        None if groups is None else (int(groups[0]), int(groups[1])),
+        None if threshold is None else float(threshold),
+        bool(normalize),
+        float(scale),
+        None if capacity is None else int(capacity),
+    )
     kernels = _choose(backend, *logits.shape, spec)
+    logits = jnp.asarray(logits)
+    logits = layout.divide(logits, layout.entries(logits)[0], None)
+    bias = None if bias is None else layout.whole(jnp.asarray(bias))
     return Routing(*_route(*partition.vary_alike(logits, bias), spec, kernels))
 
 
-def _check(logits, top_k, score, bias, groups, threshold, capacity) -> None:
+def _check(logits, top_k, score, bias, groups, threshold, scale, capacity) -> None:
     if logits.ndim != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ArgumentError(
             "route", "logits", f"is {logits.dtype}{list(logits.shape)}", "give floating (tokens, experts)"
         )
     experts = logits.shape[1]
-    if not 1 <= top_k <= experts:
-        raise ArgumentError("route", "top_k", f"is {top_k}, with {experts} experts", "give a number from 1 to these")
+    if not is_integer(top_k) or not 1 <= top_k <= experts:
+        remedy = "give an integer from 1 to these"
+        raise ArgumentError("route", "top_k", f"is {top_k!r}, with {experts} experts", remedy)
     if score not in ("softmax", "sigmoid"):
         raise ArgumentError("route", "score", f"is {score!r}", "choose softmax or sigmoid")
-    if bias is not None and bias.shape != (experts,):
-        raise ArgumentError("route", "bias", f"has shape {bias.shape}", f"give one for each of {experts} experts")
+    if bias is not None and (bias.shape != (experts,) or not jnp.issubdtype(bias.dtype, jnp.floating)):
+        problem = f"is {bias.dtype}{list(bias.shape)}"
+        raise ArgumentError("route", "bias", problem, f"give a floating number for each of {experts} experts")
     if groups is not None:
+        if not isinstance(groups, (tuple, list)) or len(groups) != 2 or not all(map(is_integer, groups)):
+            raise ArgumentError("route", "groups", f"is {groups!r}", "give two integers (number, kept)")
         number, kept = groups
         if number < 1 or experts % number:
             raise ArgumentError(
@@ -115,16 +134,17 @@ def _check(logits, top_k, score, bias, groups, threshold, capacity) -> None:
         if kept * (experts // number) < top_k:
             problem = f"keep {kept * (experts // number)} experts, fewer than top_k = {top_k}"
             raise ArgumentError("route", "groups", problem, "keep more groups")
-    if threshold is not None and not isinstance(threshold, (int, float)):
-        raise ArgumentError("route", "threshold", f"is {type(threshold).__name__}", "give a Python number")
-    if capacity is not None and capacity < 1:
-        raise ArgumentError("route", "capacity", f"is {capacity}", "give a positive number, or None")
+    if threshold is not None and not is_number(threshold):
+        raise ArgumentError("route", "threshold", f"is {type(threshold).__name__}", "give a number, or None")
+    if not is_number(scale):
+        raise ArgumentError("route", "scale", f"is {type(scale).__name__}", "give a number")
+    if capacity is not None and not (is_integer(capacity) and capacity >= 1):
+        raise ArgumentError("route", "capacity", f"is {capacity!r}", "give a positive integer, or None")
 
 
 def _choose(backend, tokens, experts, spec) -> bool:
     """Whether the kernels run."""
-    if backend not in ("auto", "pallas", "xla"):
-        raise ArgumentError("route", "backend", f"is {backend!r}", "choose auto, pallas or xla")
+    check_backend("route", backend)
     reason = _unsupported(tokens, experts, spec)
     if backend == "pallas" and reason is not None:
         raise UnsupportedError("route", backend, reason)
@@ -132,9 +152,9 @@ def _choose(backend, tokens, experts, spec) -> bool:
 
 
 def _unsupported(tokens, experts, spec) -> str | None:
-    now = target.current()
-    if now.platform != "tpu":
-        return f"there is no routing kernel for {now.device_kind}"
+    missing = target.current().lacks_kernels("tpu")
+    if missing is not None:
+        return missing
     from pallas_kernels.kernels.routing import tpu  # late: it imports Mosaic
 
     return tpu.unsupported(tokens, experts, spec)

@@ -10,7 +10,7 @@ def load_balancing_loss(scores: jax.Array, group_sizes: jax.Array) -> jax.Array:
     """E * sum over experts of (share of the assignments) * (mean share of the scores): 1 if balanced, E at worst.
 
     Switch Transformer's loss (Fedus et al. 2021, arXiv 2101.03961) for any number of experts a token; a token's scores
-    are divided by their sum, which changes softmax scores not at all. Over devices, average the mean scores and sum the
+    are divided by their sum, which changes softmax scores not at all. Over devices, average `mean_shares` and sum the
     sizes first, or take each device's own loss.
 
     Args:
@@ -18,17 +18,30 @@ def load_balancing_loss(scores: jax.Array, group_sizes: jax.Array) -> jax.Array:
       group_sizes: [E] int32, of `Routing`.
 
     Returns:
-      A float32 scalar.
+      A float32 scalar; 0 without tokens.
     """
     if scores.ndim != 2 or group_sizes.shape != scores.shape[1:]:
         problem = f"has shape {group_sizes.shape} for scores {scores.shape}"
         raise ArgumentError("load_balancing_loss", "group_sizes", problem, "give one size an expert")
-    assigned = group_sizes.astype(jnp.float32)
-    assigned = assigned / jnp.maximum(jnp.sum(assigned), 1.0)
+    return balance(mean_shares(scores), group_sizes)
+
+
+def mean_shares(scores: jax.Array) -> jax.Array:
+    """[N, E] -> [E]: the mean over tokens of each expert's share of their scores; zeros without tokens."""
     shares = scores / jnp.maximum(jnp.sum(scores, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    return scores.shape[1] * jnp.sum(assigned * jnp.mean(shares, axis=0))
+    return jnp.sum(shares, axis=0) / max(scores.shape[0], 1)
+
+
+def balance(shares: jax.Array, group_sizes: jax.Array) -> jax.Array:
+    """`load_balancing_loss` of `mean_shares`, [E], and the sizes of the groups, [E]."""
+    assigned = group_sizes.astype(jnp.float32)
+    return shares.shape[0] * jnp.sum(assigned / jnp.maximum(jnp.sum(assigned), 1.0) * shares)
 
 
 def router_z_loss(logits: jax.Array) -> jax.Array:
-    """[N, E] -> the mean of log-sum-exp(logits)^2, which keeps logits small (ST-MoE, arXiv 2202.08906)."""
-    return jnp.mean(jnp.square(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)))
+    """[N, E] -> the mean of log-sum-exp(logits)^2, which keeps logits small (ST-MoE, arXiv 2202.08906).
+
+    A float32 scalar; 0 without tokens.
+    """
+    squares = jnp.square(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1))
+    return jnp.sum(squares) / max(squares.size, 1)

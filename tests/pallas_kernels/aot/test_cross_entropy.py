@@ -6,7 +6,7 @@ import pytest
 
 from pallas_kernels import linear_cross_entropy
 from pallas_kernels.compiler import aot
-from pallas_kernels.kernels.cross_entropy import TpuConfig, tuning
+from pallas_kernels.kernels.cross_entropy import TpuCrossEntropyConfig, tuning
 
 TOKENS, HIDDEN, VOCABULARY = 4096, 2048, 151936
 # Vector registers that the schedules store for want of registers, with the sizes of the table, and a tenth more.
@@ -38,7 +38,7 @@ def forward(x, w, labels):
 
 
 def test_small_blocks_compile_for_v6e():
-    config = TpuConfig(128, 128, 128, 128, 128)
+    config = TpuCrossEntropyConfig(128, 128, 128, 128, 128)
 
     def small(x, w, labels):
         run = lambda x, w: linear_cross_entropy(x, w, labels, soft_cap=30.0, config=config)[0]  # noqa: E731
@@ -69,7 +69,7 @@ def test_training_on_tpus(family):
 @pytest.mark.exhaustive
 def test_training_holds_the_logits_of_one_chunk():
     """Beside them the gradient of the head, in float32; in small blocks, which compile quickly."""
-    tokens, config = 4 * TOKENS, TpuConfig(1024, 128, 128, 128, 128)
+    tokens, config = 4 * TOKENS, TpuCrossEntropyConfig(1024, 128, 128, 128, 128)
 
     def run(x, w, labels):
         return jax.grad(lambda x, w: linear_cross_entropy(x, w, labels, config=config)[0], argnums=(0, 1))(x, w)

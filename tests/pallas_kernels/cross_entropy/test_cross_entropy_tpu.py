@@ -10,9 +10,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import target
 from pallas_kernels.errors import UnsupportedError
-from pallas_kernels.kernels.cross_entropy import TpuConfig, XlaConfig, linear_cross_entropy, tpu
+from pallas_kernels.kernels.cross_entropy import TpuCrossEntropyConfig, XlaCrossEntropyConfig, linear_cross_entropy, tpu
 
-CONFIG = TpuConfig(chunk=16, forward_tokens=16, forward_vocabulary=128, backward_tokens=8, backward_vocabulary=128)
+CONFIG = TpuCrossEntropyConfig(
+    chunk=16, forward_tokens=16, forward_vocabulary=128, backward_tokens=8, backward_vocabulary=128
+)
 D = 128
 
 
@@ -109,7 +111,7 @@ def test_cases_without_a_kernel_fall_back_unless_it_is_asked_for(dtype, hidden, 
 def test_auto_takes_the_kernels_on_tpu_and_an_xla_config_does_not():
     x, w, labels = inputs(8, D, 256)
     with interpreting():
-        for config, kernels in ((None, True), (XlaConfig(4), False)):
+        for config, kernels in ((None, True), (XlaCrossEntropyConfig(4), False)):
             program = jax.make_jaxpr(lambda x, c=config: linear_cross_entropy(x, w, labels, config=c)[0])(x)
             assert ("cross_entropy_logits" in str(program)) == kernels
 

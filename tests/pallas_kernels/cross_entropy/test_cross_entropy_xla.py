@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pallas_kernels import supported, target
 from pallas_kernels.errors import ArgumentError, UnsupportedError
-from pallas_kernels.kernels.cross_entropy import TpuConfig, XlaConfig, linear_cross_entropy
+from pallas_kernels.kernels.cross_entropy import TpuCrossEntropyConfig, XlaCrossEntropyConfig, linear_cross_entropy
 from pallas_kernels.kernels.cross_entropy.xla import tokens_per_chunk
 
 N, D, V = 37, 12, 50
@@ -25,7 +26,7 @@ def close(got, want, tolerance=2e-5):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("config", [None, XlaConfig(8), XlaConfig(36)])
+@pytest.mark.parametrize("config", [None, XlaCrossEntropyConfig(8), XlaCrossEntropyConfig(36)])
 def test_reduced_losses_and_gradients_equal_the_reference(reduction, config):
     x, w, labels = inputs(N, D, V)
 
@@ -55,7 +56,7 @@ def test_log_probs_and_lse_have_gradients_of_their_own(tokens, chunk, soft_cap, 
     cotangents = [rng.normal(size=tokens).astype(np.float32) for _ in range(2)]
 
     def run(x, w):
-        config = None if chunk is None else XlaConfig(chunk)
+        config = None if chunk is None else XlaCrossEntropyConfig(chunk)
         return linear_cross_entropy(x, w, labels, soft_cap=soft_cap, reduction=reduction, config=config)[1]
 
     aux, pullback = jax.vjp(run, x, w)
@@ -68,7 +69,7 @@ def test_a_loss_and_its_log_probs_may_be_differentiated_together():
     x, w, labels = inputs(N, D, V)
 
     def run(x, w):
-        loss, aux = linear_cross_entropy(x, w, labels, reduction="sum", config=XlaConfig(8))
+        loss, aux = linear_cross_entropy(x, w, labels, reduction="sum", config=XlaCrossEntropyConfig(8))
         return loss - 2 * aux.log_probs.sum() + aux.lse.sum()
 
     ones = np.ones(N)
@@ -125,7 +126,7 @@ def test_logits_of_all_tokens_are_never_held():
     for reduction in ("mean", "none"):
 
         def loss(x, w, reduction=reduction):
-            return linear_cross_entropy(x, w, labels, reduction=reduction, config=XlaConfig(64))[0].mean()
+            return linear_cross_entropy(x, w, labels, reduction=reduction, config=XlaCrossEntropyConfig(64))[0].mean()
 
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 1000 * 4 / 8
@@ -143,7 +144,7 @@ def products(reduction, chunk):
     x, w, labels = inputs(N, D, V)
 
     def loss(x, w):
-        return linear_cross_entropy(x, w, labels, reduction=reduction, config=XlaConfig(chunk))[0].sum()
+        return linear_cross_entropy(x, w, labels, reduction=reduction, config=XlaCrossEntropyConfig(chunk))[0].sum()
 
     return str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(x, w)).count("dot_general")
 
@@ -165,7 +166,7 @@ def test_tokens_divided_over_a_mesh(axis_type, reduction):
     with jax.set_mesh(mesh):
 
         def loss(x, w, labels):
-            losses = linear_cross_entropy(x, w, labels, reduction=reduction, config=XlaConfig(2))[0]
+            losses = linear_cross_entropy(x, w, labels, reduction=reduction, config=XlaCrossEntropyConfig(2))[0]
             return losses if reduction == "mean" else losses.sum() / (labels >= 0).sum()
 
         args = (
@@ -186,7 +187,7 @@ def test_inside_shard_map():
     x, w, labels = inputs(24, D, V)
 
     def local(x, w, labels):
-        loss, _ = linear_cross_entropy(x, w, labels, z_loss=0.1, reduction="sum", config=XlaConfig(2))
+        loss, _ = linear_cross_entropy(x, w, labels, z_loss=0.1, reduction="sum", config=XlaCrossEntropyConfig(2))
         return jax.lax.psum(loss, "a")
 
     run = jax.shard_map(local, mesh=mesh, in_specs=(P("a"), P(), P("a")), out_specs=P())
@@ -240,7 +241,15 @@ def test_remat_policies_can_keep_the_gradients():
         ({"soft_cap": 0.0}, "soft_cap"),
         ({"reduction": "max"}, "reduction"),
         ({"backend": "cuda"}, "backend"),
-        ({"backend": "xla", "config": TpuConfig(8, 8, 128, 8, 128)}, "config"),
+        ({"config": XlaCrossEntropyConfig(0)}, "config"),
+        ({"config": XlaCrossEntropyConfig(2.5)}, "config"),
+        ({"config": TpuCrossEntropyConfig(24, 8, 128, 16, 128)}, "config"),
+        ({"config": TpuCrossEntropyConfig(16, 8, 100, 16, 128)}, "config"),
+        ({"config": 8}, "config"),
+        ({"labels": np.full(N, V, np.int32)}, "labels"),
+        ({"labels": "none"}, "labels"),
+        ({"z_loss": "1"}, "z_loss"),
+        ({"backend": "xla", "config": TpuCrossEntropyConfig(8, 8, 128, 8, 128)}, "config"),
     ],
 )
 def test_bad_arguments_are_named(change, argument):
@@ -248,6 +257,50 @@ def test_bad_arguments_are_named(change, argument):
     with pytest.raises(ArgumentError) as error:
         linear_cross_entropy(**({"x": x, "w": w, "labels": labels} | change))
     assert error.value.argument == argument
+
+
+def test_numbers_of_numpy_and_lists_of_labels():
+    x, w, labels = inputs(N, D, V)
+    options = {"z_loss": np.float32(0.125), "soft_cap": np.float32(2.0)}
+    loss = linear_cross_entropy(x, w, jnp.asarray(labels), **options)[0]
+    close(loss, loss_and_gradients(x, w, labels, 0.125, 2.0)[0])
+    assert linear_cross_entropy(x, w, labels.tolist(), **options)[0] == loss
+
+
+def test_a_masked_label_may_be_any():
+    x, w, labels = inputs(N, D, V)
+    mask = np.arange(N) > 3
+    given = np.where(mask, labels, V).astype(np.int32)
+    close(
+        linear_cross_entropy(x, w, given, label_mask=mask)[0],
+        loss_and_gradients(x, w, np.where(mask, labels, -1))[0],
+    )
+
+
+def test_a_head_divided_over_explicit_axes():
+    """As FSDP and tensor parallelism divide it, with tokens over one of the axes too, and labels over none."""
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    x, w, labels = inputs(24, D, V)
+    want = loss_and_gradients(x, w, labels)
+    with jax.set_mesh(mesh):
+        x, w = (
+            jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in ((x, P("a", "b")), (w, P("b", "a")))
+        )
+        run = jax.jit(jax.value_and_grad(lambda x, w: linear_cross_entropy(x, w, labels)[0], argnums=(0, 1)))
+        value, (dx, dw) = run(x, w)
+    assert (dx.sharding.spec, dw.sharding.spec) == (x.sharding.spec, w.sharding.spec)
+    for got, expected in zip((value, dx, dw), (want[0], *want[3:]), strict=True):
+        close(got, expected)
+
+
+def test_generations_without_a_kernel_take_xla():
+    x, w, labels = inputs(N, 128, 256)
+    run = jax.jit(lambda x: linear_cross_entropy(x, w, labels)[0])
+    with target.compiling_for(target.Target("tpu", "TPU v4", 2)):
+        assert supported(linear_cross_entropy, x, w, labels) == "there is no kernel for TPU v4"
+        assert "cross_entropy_logits" not in str(jax.make_jaxpr(run)(x))
+    with target.compiling_for(target.TPU_V6E):
+        assert "cross_entropy_logits" in str(jax.make_jaxpr(run)(x))
 
 
 def test_a_kernel_that_is_not_there_is_an_error_that_names_the_fallback():

@@ -176,6 +176,8 @@ def test_remat_policies_can_keep_what_is_named(name, residual, capsys):
         (lambda: rms_norm(jnp.ones((2, 4)), jnp.ones(3)), "scale"),
         (lambda: rms_norm(jnp.ones((2, 4), int), jnp.ones(4)), "x"),
         (lambda: rms_norm(jnp.ones((2, 4)), jnp.ones(4), -1.0), "eps"),
+        (lambda: rms_norm(jnp.ones((2, 4)), jnp.ones(4), np.nan), "eps"),
+        (lambda: rms_norm(jnp.ones((2, 4)), jnp.ones(4), "1"), "eps"),
         (lambda: swiglu(jnp.ones(4), jnp.ones(5)), "up"),
         (lambda: swiglu(jnp.ones(4), jnp.ones(4), backend="cuda"), "backend"),
         (lambda: rope(jnp.ones((5, 2, 7)), jnp.ones((5, 3)), jnp.ones((5, 3))), "x"),
@@ -186,6 +188,12 @@ def test_bad_arguments_are_named(call, argument):
     with pytest.raises(ArgumentError) as error:
         call()
     assert error.value.argument == argument
+
+
+def test_numbers_of_numpy():
+    x = jnp.arange(8.0).reshape(2, 4)
+    for eps in (np.float32(0.5), np.float64(0.5), np.int32(1)):
+        close(rms_norm(x, jnp.ones(4), eps), np.asarray(rms_norm(x, jnp.ones(4), float(eps)), np.float64))
 
 
 def test_there_is_no_kernel_and_it_says_so():

@@ -157,6 +157,13 @@ def test_losses():
         ("groups", {"top_k": 4, "groups": (4, 1)}),
         ("threshold", {"top_k": 2, "threshold": "0.5"}),
         ("capacity", {"top_k": 2, "capacity": 0}),
+        ("top_k", {"top_k": 2.0}),
+        ("top_k", {"top_k": True}),
+        ("bias", {"top_k": 2, "bias": np.zeros(12, np.int32)}),
+        ("groups", {"top_k": 2, "groups": 3}),
+        ("groups", {"top_k": 2, "groups": (4.0, 2)}),
+        ("scale", {"top_k": 2, "scale": "2"}),
+        ("capacity", {"top_k": 2, "capacity": 1.5}),
         ("backend", {"top_k": 2, "backend": "cuda"}),
         ("config", {"top_k": 2, "config": 3}),
     ],
@@ -167,10 +174,39 @@ def test_errors_name_the_argument(argument, options):
     assert caught.value.argument == argument
 
 
+def test_numbers_of_numpy():
+    options = {"top_k": 3, "threshold": 0.25, "scale": 1.5, "capacity": 3}
+    logits, options = inputs(7, 8, 12, {name: np.asarray(value)[()] for name, value in options.items()})
+    assert isinstance(options["top_k"], np.integer)
+    compare(route(logits, **options), reference(logits, **options))
+
+
+def test_no_tokens():
+    logits = jnp.zeros((0, 12))
+    routing = route(logits, top_k=2)
+    assert routing.experts.shape == (0, 2)
+    np.testing.assert_array_equal(routing.group_sizes, np.zeros(12))
+    for loss in (lambda x: load_balancing_loss(x, routing.group_sizes), router_z_loss):
+        value, gradient = jax.value_and_grad(loss)(logits)
+        assert value == 0
+        assert gradient.shape == (0, 12)
+
+
+def test_experts_divided_over_explicit_axes():
+    logits, options = inputs(8, 16, 12, CASES["sigmoid, bias"])
+    bias = options.pop("bias")
+    mesh = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        divided = jax.device_put(logits, NamedSharding(mesh, PartitionSpec("data", "model")))
+        biases = jax.device_put(bias, NamedSharding(mesh, PartitionSpec("model")))
+        routing = jax.jit(lambda x, bias: route(x, bias=bias, **options))(divided, biases)
+    compare(routing, reference(logits, bias=bias, **options))
+
+
 def test_wrong_logits_and_named_kernel():
     with pytest.raises(ArgumentError, match="`logits`"):
         route(jnp.zeros((4, 12), jnp.int32), top_k=2)
-    with pytest.raises(UnsupportedError, match="no routing kernel for"):
+    with pytest.raises(UnsupportedError, match="there is no kernel for"):
         route(jnp.zeros((4, 12)), top_k=2, backend="pallas")
     with pytest.raises(ArgumentError, match="`group_sizes`"):
         load_balancing_loss(jnp.zeros((4, 12)), jnp.zeros(3, jnp.int32))

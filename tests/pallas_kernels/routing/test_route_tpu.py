@@ -119,6 +119,13 @@ def test_what_the_kernels_do_not_take_goes_to_xla_unless_they_are_asked_for():
         assert "routing_select" in str(jax.make_jaxpr(lambda x: route(x, top_k=2))(logits))
 
 
+def test_generations_without_a_kernel_take_xla():
+    logits = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+    with target.compiling_for(target.Target("tpu", "TPU v4", 2)):
+        assert supported(route, logits, top_k=2) == "there is no kernel for TPU v4"
+        assert "routing_select" not in str(jax.make_jaxpr(lambda x: route(x, top_k=2))(logits))
+
+
 @pytest.mark.parametrize(("experts", "tokens"), [(12, 20), (2**20, 2**8)])
 def test_the_permutation_of_tpus_undoes_the_inverse(experts, tokens):
     """Sorted where expert and number fit into 31 bits, scattered otherwise."""
