@@ -1,13 +1,12 @@
 """What the arguments of attention may be: each is checked when a call is traced, and put into one form."""
 
 import math
-import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import partition
+from pallas_kernels import arguments, partition
 from pallas_kernels.errors import ArgumentError
 from pallas_kernels.kernels.attention.spec import AttentionSpec
 
@@ -72,20 +71,15 @@ def _window(window, causal) -> tuple[int, int] | None:
 
 def _number(name: str, value) -> float:
     """A finite Python number of a Python or NumPy scalar."""
-    scalar = isinstance(value, (int, float, np.generic)) and not isinstance(value, (bool, np.bool_))
-    if not scalar or not math.isfinite(value):
+    if not arguments.is_number(value) or not math.isfinite(value):
         raise _error(name, f"is {_said(value)}", "give a finite Python or NumPy number, known when the call is traced")
     return float(value)
 
 
 def _integer(name: str, value) -> int:
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        return operator.index(value)  # takes integers of NumPy, too, and no traced ones
-    except TypeError:
-        problem, remedy = f"is {_said(value)}", "give integers, known when the call is traced"
-        raise _error(name, problem, remedy) from None
+    if not arguments.is_integer(value):
+        raise _error(name, f"is {_said(value)}", "give integers of Python or NumPy, known when the call is traced")
+    return int(value)
 
 
 def masks(q, k, spec: AttentionSpec, segment_ids, positions) -> list[jax.Array | None]:
@@ -115,10 +109,9 @@ def masks(q, k, spec: AttentionSpec, segment_ids, positions) -> list[jax.Array |
 
 
 def _check_order(ids: jax.Array) -> None:
-    """Refuses ids that decrease, where their values are known: inside a trace they are not."""
-    if isinstance(ids, jax.core.Tracer):
-        return
-    for row, values in enumerate(np.asarray(ids)):
+    """Refuses ids that decrease, where their values are known."""
+    known = arguments.values(ids)
+    for row, values in enumerate(() if known is None else known):
         values = values[values >= 0]
         if (np.diff(values) < 0).any():
             raise _error("segment_ids", f"decrease in row {row}", "number the documents of a row in their order")
@@ -128,16 +121,13 @@ def sinks(given, q) -> jax.Array | None:
     """[H] float32 of anything that makes an array of numbers; None stays."""
     if given is None:
         return None
+    found = arguments.as_array("attention", "sinks", given)
     remedy = f"give one for each of {q.shape[2]} heads"
-    try:
-        found = jnp.asarray(given)
-    except (TypeError, ValueError):
-        raise _error("sinks", f"is {type(given).__name__}, which makes no array", remedy) from None
     if found.shape != (q.shape[2],):
         raise _error("sinks", f"has shape {found.shape}", remedy)
     if not (jnp.issubdtype(found.dtype, jnp.floating) or jnp.issubdtype(found.dtype, jnp.integer)):
         raise _error("sinks", f"is {found.dtype}", remedy)
-    return found.astype(jnp.float32)
+    return jnp.asarray(found, jnp.float32)
 
 
 def config(given, backend: str, kernel) -> tuple:

@@ -365,7 +365,7 @@ BAD = [
     ({"k": (2, 9, 2, 8), "v": (2, 9, 2, 8)}, "`positions` is None"),
     ({"sinks": np.zeros(3)}, "`sinks` has shape"),
     ({"sinks": [0.0, 1.0]}, "`sinks` has shape"),
-    ({"sinks": [None] * 4}, "`sinks` is list, which makes no array"),
+    ({"sinks": [None] * 4}, "`sinks` is list"),
     ({"sinks": np.zeros(4, bool)}, "`sinks` is bool"),
     ({"window": 2.5}, "`window` is 2.5"),
     ({"window": (1, 2.5)}, "`window` is 2.5"),
