@@ -12,6 +12,7 @@
 group=${1:-all}
 extras=test
 if [ "$group" = parity ]; then extras=test,parity; fi
+if [ "$group" = exhaustive ]; then extras=test,curation-ray; fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" "$extras"
 
 compile_ahead_of_time() {

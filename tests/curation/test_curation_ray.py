@@ -1,16 +1,17 @@
 """The Ray executor gives the bytes of the local one."""
 
 import pytest
-import ray
 from curated_corpus import content, run, write_config, write_corpus
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.exhaustive,
     pytest.mark.filterwarnings("ignore:placement_group:DeprecationWarning"),  # of datatrove's calls
 ]
 
 
 def test_ray_gives_the_same(tmp_path):
+    import ray  # extra `curation-ray`, which only this needs
+
     size = 1_000_000  # two tasks, since Ray takes seconds to start each
     raw = write_corpus(tmp_path / "raw")
     try:
