@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from pallas_kernels.errors import UnsupportedError
 
@@ -40,4 +41,6 @@ def supported(function: Callable, *arguments: Any, backend: str = "pallas", **op
 
 def _is_array(value: Any) -> bool:
     leaves = jax.tree.leaves(value)
+    if any(isinstance(leaf, np.generic) for leaf in leaves):  # a scalar of NumPy has a shape, and is a static number
+        return False
     return bool(leaves) and all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)

@@ -55,6 +55,30 @@ def test_divided_arrays_stay_divided_and_sums_are_whole(kind, arrays):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+def test_what_all_devices_have_whole_is_summed_over_those_that_divide_the_rest(kind, arrays):
+    """As queries of divided heads that share one key head, and the gradient of that."""
+
+    def local(q, k):
+        return q * k.sum(1, keepdims=True), q.sum(2, keepdims=True)[:, : k.shape[1]] * k
+
+    def run(q, k):
+        options = {"divisible": "b h", "batch": "b", "name": "f", "opaque": True}
+        return partition.divided(local, (q, k), ("b t h k", KEYS), ("b t h k", KEYS), **options)
+
+    q, k = arrays[0], arrays[1][:, :, :1]
+    mesh = mesh_of(kind)
+    with jax.set_mesh(mesh):
+        specs = PartitionSpec("data", None, "tensor"), PartitionSpec("data")
+        parts = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip((q, k), specs, strict=True)]
+        assert [partition.explicit_parts(x, 2) for x in parts] == ([2, 1] if kind is AxisType.Explicit else [1, 1])
+        compiled = jax.jit(run).lower(*parts).compile()
+        got = compiled(*parts)
+    assert "all-gather" not in compiled.as_text()
+    for a, b in zip(got, local(q, k), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
 def test_constants_made_while_tracing_go_along(arrays):
     """Block lists of unpacked rows, for example, are NumPy arrays by the time a kernel is traced."""
     table = np.arange(3, dtype=np.float32)

@@ -420,6 +420,7 @@ def test_scalars_and_sequences_of_numpy_are_as_good_as_those_of_python():
     for window in (np.int64(2), (np.int32(1), -1), [1, -1]):
         np.testing.assert_array_equal(run(q, k, v, window=window, sinks=[0, 1, 2, 3], **scalars), plain)
     arrays = (np.asarray(x) for x in (q, k, v))
+    assert supported(attention, q, k, v, window=np.int64(2), backend="xla", **scalars) is None
     np.testing.assert_allclose(attention(*arrays, window=2, sinks=np.arange(4), **scalars), plain, atol=1e-6)
 
 
