@@ -3,6 +3,8 @@
 What a function cannot take divided is put together here first, as XLA's partitioner does by itself on automatic axes.
 """
 
+from collections.abc import Callable
+
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
@@ -36,3 +38,17 @@ def distinct(*wanted: Entry) -> tuple[Entry, ...]:
 def whole(x: jax.Array) -> jax.Array:
     """`x`, divided over no explicit mesh axis."""
     return divide(x, *[None] * x.ndim)
+
+
+def on_every_device(function: Callable) -> Callable:
+    """`function` of arrays that no explicit mesh axis divides, as each device's own call.
+
+    XLA's partitioner is then not asked about a kernel, which it cannot divide.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
+    if not explicit:
+        return function
+    return jax.shard_map(
+        function, in_specs=PartitionSpec(), out_specs=PartitionSpec(), axis_names=explicit, check_vma=False
+    )

@@ -10,7 +10,7 @@ import types
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import partition, tables, target
+from pallas_kernels import layout, partition, tables, target
 from pallas_kernels.arguments import Backend, check_backend, check_config
 from pallas_kernels.errors import UnsupportedError
 from pallas_kernels.kernels.grouped_matmul import products, xla
@@ -127,23 +127,29 @@ def _run(choice, name, divisible, arrays, dims, out_columns, group_sizes, rows, 
     opaque = _implementation(choice, name, (*arrays, group_sizes), options) is not xla
 
     def local(*parts):
-        own = parts[: len(arrays) + 1]
+        own = parts[: len(parts) - len(given)]
         implementation = _implementation(choice, name, own, options) if opaque else xla
         results = getattr(implementation, name)(*own, rows=parts[-1] if given else None, **options)
         return results if isinstance(results, tuple) else (results,)
 
     out_rows = "r" if given else "m"
     out_dims = ("e k n",) if out_columns is None else tuple(f"{out_rows} {label}" for label in out_columns)
-    return partition.divided(
-        local if opaque else _sequential(local),
-        (*arrays, group_sizes, *given),
-        (*dims, "e", *(["r"] if given else [])),
-        out_dims,
-        divisible=divisible,
-        batch="",
-        name="grouped_matmul",
-        opaque=opaque,
-    )
+
+    def call(*arrays):
+        return partition.divided(
+            local if opaque else _sequential(local),
+            arrays,
+            (*dims, "e", *(["r"] if given else [])),
+            out_dims,
+            divisible=divisible,
+            batch="",
+            name="grouped_matmul",
+            opaque=opaque,
+        )
+
+    arrays = (*arrays, group_sizes, *given)
+    divided = any(entry is not None for array in arrays for entry in layout.entries(array))
+    return (layout.on_every_device(call) if opaque and not divided else call)(*arrays)
 
 
 def _sequential(function):

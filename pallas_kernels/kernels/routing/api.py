@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AxisType, PartitionSpec
 
 from pallas_kernels import layout, partition, target
 from pallas_kernels.arguments import Backend, as_array, check_backend, is_integer, is_number
@@ -196,9 +195,7 @@ def _with_kernels(logits, bias, spec):
         labels = ("n k", "e", "m", "m")
         return partition.divided(order, (chosen,), ("n k",), labels, divisible="", batch="-", **options)
 
-    if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
-        of_all = jax.shard_map(of_all, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
-    return chosen, mine, *of_all(xla.undivided(chosen))
+    return chosen, mine, *layout.on_every_device(of_all)(layout.whole(chosen))
 
 
 def _route_bwd(spec: RoutingSpec, kernels: bool, residuals, gradients):

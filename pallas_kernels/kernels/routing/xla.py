@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
 
-from pallas_kernels import target
+from pallas_kernels import layout, target
 from pallas_kernels.kernels.routing.spec import RoutingSpec
 
 
@@ -56,7 +55,7 @@ def spread(dmine: jax.Array, chosen: jax.Array, experts: int) -> jax.Array:
 
 def sort(chosen: jax.Array, experts: int, spec: RoutingSpec) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """(experts [N, k], group_sizes [E], permutation [N k], inverse [N k]); with a capacity, later ones go to E."""
-    chosen = undivided(chosen)
+    chosen = layout.whole(chosen)  # on explicit mesh axes sums along tokens must be asked for; a few bytes a token
     routed = _one_hot(chosen, experts)
     mine = jnp.any(routed, axis=1).astype(jnp.int32)  # a token has an expert once at most
     before = jnp.cumsum(mine, axis=0) - mine
@@ -90,10 +89,3 @@ def permutation(chosen: jax.Array, inverse: jax.Array, experts: int) -> jax.Arra
 def _one_hot(chosen: jax.Array, experts: int) -> jax.Array:
     """[N, k, E] bool."""
     return chosen[..., None] == jnp.arange(experts, dtype=jnp.int32)
-
-
-def undivided(x: jax.Array) -> jax.Array:
-    """On explicit mesh axes sums along tokens must be asked for on one device; a few bytes a token."""
-    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
-        return x
-    return jax.sharding.reshard(x, PartitionSpec(*[None] * x.ndim))

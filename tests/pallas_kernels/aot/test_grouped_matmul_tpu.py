@@ -114,3 +114,21 @@ def test_divided_columns_stay_where_they_are(kind):
     assert compiled.kernel("grouped_matmul_transposed")
     assert [name for name in ("all-gather", "all-to-all", "permute") if f" {name}" in compiled.text] == []
     assert " all-reduce" in compiled.text
+
+
+@pytest.mark.exhaustive
+def test_rows_divided_over_explicit_axes():
+    """They are put together, and every chip runs the kernels on all of them."""
+    mesh = Mesh(np.array(aot.devices("v5p")), ("data",), axis_types=(AxisType.Explicit,))
+    specs = PartitionSpec("data"), PartitionSpec(), PartitionSpec()
+    arguments = (
+        jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=NamedSharding(mesh, spec))
+        for each, spec in zip((X, W, SIZES), specs, strict=True)
+    )
+
+    def gradients(x, w, sizes):
+        return jax.grad(lambda x, w: jnp.square(grouped_matmul(x, w, sizes)).sum(dtype=jnp.float32), (0, 1))(x, w)
+
+    compiled = aot.compile_for("v5p", gradients, *arguments)
+    assert compiled.kernel("grouped_matmul_transposed")
+    assert " all-gather" in compiled.text
