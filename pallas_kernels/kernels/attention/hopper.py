@@ -5,7 +5,6 @@ Mosaic GPU is imported with the kernels, when one is first called: it needs absl
 
 import dataclasses
 import functools
-import importlib
 import math
 
 import jax
@@ -77,7 +76,7 @@ def supported(
 def _lacks_mosaic() -> str | None:
     """Why the kernels' language cannot be imported, if so; newer jax needs no absl-py, and so is asked itself."""
     try:
-        importlib.import_module("jax.experimental.pallas.mosaic_gpu")
+        from jax.experimental.pallas import mosaic_gpu  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name != "absl":
             raise

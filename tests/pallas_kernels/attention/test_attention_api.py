@@ -74,7 +74,7 @@ def test_values_and_all_gradients_equal_the_reference(case, packed):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @settings(max_examples=8, deadline=None)
 @given(
     st.integers(1, 300),
