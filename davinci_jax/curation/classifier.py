@@ -20,7 +20,7 @@ from davinci_jax.curation.metrics import measure
 from davinci_jax.curation.ngrams import NGrams, Rows
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import checks
-from davinci_jax.files import write_atomically
+from davinci_jax.files import version, write_atomically
 
 WEIGHTS_FILE, CARD_FILE = "model.safetensors", "card.json"
 
@@ -144,9 +144,13 @@ def train(
     return card
 
 
-@functools.lru_cache(maxsize=8)
 def load(folder: str) -> TextClassifier:
     """Returns a classifier that `train` wrote; raises `DataError` on anything else, or on damage."""
+    return _load(folder, version(pathlib.Path(folder) / CARD_FILE))
+
+
+@functools.lru_cache(maxsize=8)
+def _load(folder: str, _: tuple[str, int, int]) -> TextClassifier:
     path = pathlib.Path(folder)
     try:
         card = json.loads((path / CARD_FILE).read_text(encoding="utf-8"))

@@ -23,6 +23,7 @@ from davinci_jax.curation.documents import Document
 from davinci_jax.curation.normalise import ngram_hashes, normalise, word_hashes
 from davinci_jax.curation.pipeline import Reject
 from davinci_jax.errors import ConfigError, DataError
+from davinci_jax.files import version
 
 ACTIONS = ("drop", "report")
 MAX_HITS = 5  # hits that are listed of one document
@@ -102,7 +103,7 @@ class Decontaminate:
 
     @functools.cached_property
     def _stamps(self) -> tuple[tuple[str, int, int], ...]:
-        return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in self._files())
+        return tuple(version(file) for file in self._files())
 
     def _index(self, n: int) -> NgramIndex:
         return _shared_index(self._stamps, self.fields, n, self.normalise_numbers)

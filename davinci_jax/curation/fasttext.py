@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from davinci_jax.errors import DataError
+from davinci_jax.files import version
 
 SUFFIXES = (".bin", ".ftz")
 _PREFIX = "__label__"
@@ -44,13 +45,17 @@ class FastTextClassifier:
         return out
 
 
-@functools.lru_cache(maxsize=4)
 def load(path: str) -> FastTextClassifier:
     """Returns the model of a .bin or .ftz file.
 
     Raises:
       DataError: the file is missing or no supervised model, or no backend is installed.
     """
+    return _load(path, version(pathlib.Path(path)))
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: str, _: tuple[str, int, int]) -> FastTextClassifier:
     file = pathlib.Path(path)
     try:
         import fasttext

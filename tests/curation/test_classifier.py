@@ -3,6 +3,7 @@
 import collections
 import json
 import math
+import pathlib
 import sys
 import zlib
 
@@ -102,6 +103,15 @@ def test_the_same_labels_give_the_same_files_and_others_do_not(trained, tmp_path
         assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
     other = classifier.train(texts(900, noise=0.3)[:-1], tmp_path / "c", name="educational value", **SMALL)
     assert other["labels"]["sha256"] != card["labels"]["sha256"]
+
+
+def test_a_path_that_comes_to_mean_another_model_is_read_again(tmp_path, monkeypatch):
+    for name, label in (("here", "good"), ("there", "bad")):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        some = [LabelledText(text.text, label if n % 2 else "other") for n, text in enumerate(texts(40))]
+        classifier.train(some, pathlib.Path("model"), name="planted", **SMALL)
+        assert label in classifier.load("model").classes
 
 
 def test_what_is_loaded_says_what_jax_says(trained):
@@ -263,6 +273,6 @@ def test_fasttext_that_cannot_be_used(fasttext_file, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="is no supervised fastText model"):
         judges.load_model(str(tmp_path / "text.bin"))
     monkeypatch.setitem(sys.modules, "fasttext", None)
-    fasttext.load.cache_clear()
+    fasttext._load.cache_clear()
     with pytest.raises(DataError, match=r"needs a fastText backend.*pip install"):
         judges.load_model(str(fasttext_file[0]))
