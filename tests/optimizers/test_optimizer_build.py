@@ -62,10 +62,10 @@ def test_rules_name_every_parameter(decoder):
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_unknown_parameter_is_refused(kind):
-    params = {"blocks": {"router": jnp.ones((2, 3))}}
-    with pytest.raises(ValueError, match=r"blocks\.router"):
+    params = {"blocks": {"adapter": jnp.ones((2, 3))}}
+    with pytest.raises(ValueError, match=r"blocks\.adapter"):
         build(OptimizerConfig(name=kind), 1e-3).init(params)
-    with pytest.raises(ValueError, match=r"blocks\.router"):
+    with pytest.raises(ValueError, match=r"blocks\.adapter"):
         build(OptimizerConfig(name=kind), 1e-3, params)
 
 

@@ -58,7 +58,7 @@ def test_names_are_found_and_wrong_ones_get_the_nearest():
 
 @pytest.mark.parametrize(
     ("operation", "families"),
-    [("grouped_matmul_tpu", ["v5e", "v6e", "v5p", "tpu7x"]), ("grouped_matmul_hopper", ["hopper"])],
+    [("grouped_matmul_tpu", ["v5e", "v5p", "v6e", "tpu7x"]), ("grouped_matmul_hopper", ["hopper"])],
 )
 def test_an_operation_has_a_module_for_each_kind_of_device(operation, families, capsys):
     assert operations.families(operations.find(operation)) == families
