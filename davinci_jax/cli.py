@@ -102,6 +102,13 @@ def generate(args: argparse.Namespace) -> None:
     )
 
 
+def serve(args: argparse.Namespace) -> None:
+    """Serve a checkpoint to OpenAI-compatible clients, until it is interrupted."""
+    from davinci_jax.inference.server import serve_run
+
+    serve_run(_experiment(args), step=args.step, host=args.host, port=args.port, batch=args.batch)
+
+
 def trace(args: argparse.Namespace) -> None:
     """Show which documents a step of a run saw, or the way of one token back to the file that it came from."""
     from davinci_jax.training.trace import print_token, print_trace
@@ -193,6 +200,14 @@ def _parser() -> argparse.ArgumentParser:
     _verb(verbs, train)
     _step(_verb(verbs, evaluate))
     _generate_options(_step(_verb(verbs, generate)))
+    server = _step(_verb(verbs, serve))
+    server.add_argument(
+        "--host", default="127.0.0.1", metavar="H", help="where to listen (default: this machine alone)"
+    )
+    server.add_argument("--port", type=int, default=8000, metavar="P", help="0 takes a free one (default: 8000)")
+    server.add_argument(
+        "--batch", type=int, default=8, metavar="N", help="the most requests computed together, a power of 2"
+    )
     one = _verb(verbs, trace)
     one.add_argument("--step", type=int, required=True, metavar="N", help="the step, 1 is the first")
     one.add_argument("--sequence", type=int, metavar="S", help="a sequence of the step: follow one token of it")

@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from loguru import logger
 from davinci_jax.curation.account import Account
 from davinci_jax.curation.documents import Document, GzipText, read_documents
 from davinci_jax.curation.inputs import Plan, acquire
-from davinci_jax.curation.pipeline import FunnelStep, through, through_corpus
+from davinci_jax.curation.pipeline import FunnelStep, Timed, through, through_corpus
 from davinci_jax.curation.registry import build, build_reader
 from davinci_jax.curation.stages import Stage, funnel_step
 from davinci_jax.curation.tokens import TokenCounter
@@ -37,6 +38,7 @@ from davinci_jax.files import write_atomically
 
 PLAN_FILE = "plan.jsonl"
 _ERROR_FILE = "error.txt"
+_SECONDS_FILE = "seconds.json"
 _WORKER_BYTES = 4 * 2**20  # a further process takes a second to start: it must have that much to read
 
 
@@ -130,7 +132,8 @@ class ReadInputs(PipelineStep):
 
         for position, item in self._task_items(rank):
             left = item.size
-            for document in acquire(source, source.inputs[position], readers[position], item, reject):
+            found = Timed(acquire(source, source.inputs[position], readers[position], item, reject))
+            for document in found:
                 account.took(self._row, document)
                 account.gave(self._row, document, None)
                 yield document
@@ -138,6 +141,7 @@ class ReadInputs(PipelineStep):
                 account.read(min(left, document.size))
                 left = max(0, left - document.size)
             account.read(left)
+            self._row.seconds += found.seconds
 
     def _task_items(self, rank: int) -> Iterator:
         with (self._task.job.folder / self._task.job.stage.hash / PLAN_FILE).open(encoding="utf-8") as lines:
@@ -194,6 +198,7 @@ class ApplyCorpus(PipelineStep):
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         operation, reduced = build(self._step), self._task.job.corpus_folder / "reduced"
+        self._row.seconds += _seconds_before(self._task.job.corpus_folder, rank)
 
         def apply(documents: Iterator[Document], reject: Callable[[Document, str], None]) -> Iterator[Document]:
             return operation.apply(documents, reduced, rank, reject)
@@ -244,7 +249,9 @@ class Collect(PipelineStep):
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
         with _new_folder(self._folder / "collected" / f"{rank:06d}") as folder:
-            build(self._step).collect(iter(data), folder)
+            started, documents = time.perf_counter(), Timed(iter(data))
+            build(self._step).collect(documents, folder)
+            _note_seconds(folder, time.perf_counter() - started - documents.seconds)
 
 
 class Reduce(PipelineStep):
@@ -260,7 +267,19 @@ class Reduce(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         collected = [self._folder / "collected" / f"{task:06d}" for task in range(self._tasks)]
         with _new_folder(self._folder / "reduced") as folder:
+            started = time.perf_counter()
             build(self._step).reduce(collected, folder)
+            _note_seconds(folder, time.perf_counter() - started)
+
+
+def _note_seconds(folder: pathlib.Path, seconds: float) -> None:
+    (folder / _SECONDS_FILE).write_text(json.dumps(seconds), encoding="utf-8")
+
+
+def _seconds_before(corpus: pathlib.Path, task: int) -> float:
+    """Returns the seconds that the first two passes of a corpus operation took; the one of them all is task 0's."""
+    folders = [corpus / "collected" / f"{task:06d}", *([corpus / "reduced"] if task == 0 else [])]
+    return sum(json.loads((folder / _SECONDS_FILE).read_text(encoding="utf-8")) for folder in folders)
 
 
 class Work(NamedTuple):

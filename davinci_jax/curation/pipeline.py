@@ -108,29 +108,40 @@ def through_corpus(
     witness: Witness,
 ) -> Iterator[Document]:
     """Yields the documents that leave the last pass of a corpus operation, with its record in their lineage."""
-    upstream = 0.0
+    upstream = Timed(documents)
 
     def taken() -> Iterator[Document]:
-        nonlocal upstream
-        while True:
-            started = time.perf_counter()
-            document = next(documents, None)
-            upstream += time.perf_counter() - started
-            if document is None:
-                return
+        for document in upstream:
             witness.took(step, document)
             yield document
 
     results = apply(taken(), lambda document, reason: witness.rejected(step, document, reason))
     while True:
-        started, waited = time.perf_counter(), upstream
+        started, waited = time.perf_counter(), upstream.seconds
         document = next(results, None)
-        step.seconds += time.perf_counter() - started - (upstream - waited)
+        step.seconds += time.perf_counter() - started - (upstream.seconds - waited)
         if document is None:
             return
         result = _stamped(document, step, ())
         witness.gave(step, result, None)
         yield result
+
+
+class Timed:
+    """Documents of an iterator; `seconds` is the time that it took to give them."""
+
+    def __init__(self, documents: Iterator[Document]):
+        self._documents, self.seconds = documents, 0.0
+
+    def __iter__(self) -> Timed:
+        return self
+
+    def __next__(self) -> Document:
+        started = time.perf_counter()
+        try:
+            return next(self._documents)
+        finally:
+            self.seconds += time.perf_counter() - started
 
 
 def is_fatal(error: Exception) -> bool:

@@ -130,7 +130,15 @@ def test_a_run_may_begin_anywhere(root, reference, first_step, prefetch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "first_step"), [(1, 0), (2, 0), (3, 7), (3, 9)])
+@pytest.mark.parametrize(
+    ("workers", "first_step"),
+    [
+        (1, 0),
+        pytest.param(2, 0, marks=pytest.mark.exhaustive),
+        (3, 7),
+        pytest.param(3, 9, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_any_number_of_workers_gives_the_same_order(root, reference, workers, first_step):
     found = read_all(make_loader(root, workers=workers, prefetch=2), first_step)
     assert_same(found, {step: batch for step, batch in reference.items() if step >= first_step})

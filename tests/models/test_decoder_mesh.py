@@ -61,9 +61,14 @@ def run(mesh_name, tied):
     return (*arrays, layouts)
 
 
-@pytest.mark.parametrize("mesh_name", ["fsdp8", "replica2_fsdp4"])
 @pytest.mark.parametrize(
-    "tied", [pytest.param(True, id="tied"), pytest.param(False, id="untied", marks=pytest.mark.slow)]
+    ("mesh_name", "tied"),
+    [
+        pytest.param("fsdp8", True, id="tied-fsdp8"),
+        pytest.param("replica2_fsdp4", False, id="untied-replica2_fsdp4", marks=pytest.mark.slow),
+        pytest.param("fsdp8", False, id="untied-fsdp8", marks=pytest.mark.exhaustive),
+        pytest.param("replica2_fsdp4", True, id="tied-replica2_fsdp4", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_loss_and_gradients_equal_one_device(mesh_name, tied):
     parameters, *got, layouts = run(mesh_name, tied)

@@ -56,7 +56,7 @@ def run(mesh, remat="full", devices=8):
     return *jax.tree.map(np.asarray, (jax.tree.leaves(model), value, load, jax.tree.leaves(grads))), layouts
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", ["fsdp8", pytest.param("replica2_fsdp4", marks=pytest.mark.exhaustive)])
 def test_loss_load_and_gradients_equal_one_device(mesh):
     parameters, value, load, grads, layouts = run(mesh)
     one_parameters, one_value, one_load, one_grads, _ = run("one", devices=1)
@@ -71,7 +71,9 @@ def test_loss_load_and_gradients_equal_one_device(mesh):
     assert load.counts.sum() == 2 * 8 * 20 * 2
 
 
-@pytest.mark.parametrize("remat", ["none", "save_mlp", "save_attention"])
+@pytest.mark.parametrize(
+    "remat", ["save_mlp", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("none", "save_attention"))]
+)
 def test_remat_changes_no_gradient(remat):
     _, value, load, grads, _ = run("one", remat, 1)
     _, want_value, want_load, want_grads, _ = run("one", devices=1)
@@ -123,7 +125,7 @@ def test_rebalance_moves_towards_an_even_load():
         assert decoders.rebalance(fixed, counts) is fixed
 
 
-@pytest.mark.parametrize("num_devices", [1, 4])
+@pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.exhaustive), 4])
 def test_decoding_equals_the_forward_pass(num_devices):
     tokens, padding = np.random.default_rng(0).integers(0, 96, (4, 8)), np.array([0, 3, 0, 1])
     config = dataclasses.replace(CONFIG, moe=dataclasses.replace(MOE, capacity=0.5))  # which decoding does not heed

@@ -7,6 +7,8 @@ import pathlib
 import resource
 import shutil
 import signal
+import subprocess
+import urllib.request
 
 import jax
 import numpy as np
@@ -106,6 +108,23 @@ def test_generate_writes_samples(finished, capsys):
     assert [line for line in again.splitlines() if line.strip()] == [
         line for line in out.splitlines() if line.strip() and not line.startswith("written")
     ]
+
+
+def test_serve_answers_until_it_is_interrupted(finished, capsys):
+    command = tiny_run.command("serve", finished / "run", "--port", "0")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            told = server.stdout.readline()
+            assert told.startswith(f"step 18 of {finished / 'run'} as 'tiny' at http://127.0.0.1:")
+            body = json.dumps({"model": "tiny", "prompt": "ab", "max_tokens": 4, "temperature": 0}).encode()
+            with urllib.request.urlopen(f"{told.split()[-1]}/completions", body, timeout=60) as answer:
+                assert json.load(answer)["usage"]["completion_tokens"] <= 4
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.stdout.read() == "stopped\n"
+    assert server.returncode == 0
+    line = fails(capsys, "serve", finished / "run", "--batch", 3)
+    assert line == "davinci: batch=3 is no power of 2; give 1, 2, 4, 8, ..."
 
 
 def test_trace_names_the_documents_whose_tokens_the_step_saw(finished, capsys):

@@ -144,6 +144,7 @@ def test_the_loss_falls_and_the_bias_keeps_experts_from_being_left_out(finished,
     assert busiest(run) < busiest(tmp_path / "run") - 0.5
 
 
+@pytest.mark.exhaustive
 def test_killed_and_started_again_it_ends_the_same(finished, tmp_path):
     experiment, untouched = finished
     config = tiny_run.write_config(make_experiment(experiment, tmp_path / "run"), tmp_path / "config.json")

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pathlib
 
+import jax
 import pytest
 
 _HERE = pathlib.Path(__file__).parent
@@ -11,6 +12,11 @@ _MISSING = [name for name in ("libtpu", "jax_cuda13_plugin", "absl") if importli
 
 # What compilers said of a program is kept between runs, by program and compiler versions.
 os.environ.setdefault("PALLAS_KERNELS_AOT_CACHE", str(_HERE.parents[2] / ".cache" / "aot"))
+
+
+if not _MISSING:
+    # Registers and spills are those of programs compiled as a user's are, unlike those of the other tests.
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

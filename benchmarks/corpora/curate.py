@@ -1,0 +1,60 @@
+"""Curation of the two corpora that benchmarks/corpora.py fetches, L0 to L2: rules of Gopher, C4, FineWeb and OpenCoder.
+
+davinci curate benchmarks/corpora/curate.py
+"""
+
+from davinci_jax.experiment import CuratedSource, CurationConfig, Input, Step
+
+ROOT = "data/corpora"
+PROSE = (
+    Step("keep-languages", probability=0.5),
+    Step("drop-garbled-text"),
+    Step("gopher-repetition"),
+    Step("gopher-quality"),
+    Step("c4-quality", final_marks=False),
+    Step("fineweb-quality"),
+)
+UNIQUE = (Step("exact-duplicates"), Step("near-duplicates"), Step("replace-personal-data"))
+
+
+def config() -> CurationConfig:
+    """Four sources: `manuals` of HTML and man pages, `books` of PDF, and `guides` and `code` of Python's projects."""
+    debian, archives = f"{ROOT}/debian", f"{ROOT}/python"
+    manuals = CuratedSource(
+        name="manuals",
+        domain="General",
+        level="L2",
+        inputs=(
+            Input(kind="html", path=f"{debian}/html"),
+            Input(kind="html", path=f"{debian}/man"),
+        ),
+        recipe=(Step("html-text"), *PROSE, *UNIQUE),
+    )
+    books = CuratedSource(
+        name="books",
+        domain="Science",
+        level="L2",
+        inputs=(Input(kind="pdf", path=f"{debian}/pdf"),),
+        recipe=(
+            Step("pdf-text"),
+            Step("keep-languages", probability=0.5),
+            Step("keep-sizes"),
+            Step("drop-garbled-text"),
+            *UNIQUE,
+        ),
+    )
+    guides = CuratedSource(
+        name="guides",
+        domain="General",
+        level="L2",
+        inputs=(Input(kind="folder", path=archives, name="guides", options={"suffixes": (".rst", ".md")}),),
+        recipe=(Step("code-files", languages=("restructuredtext", "markdown")), *PROSE, *UNIQUE),
+    )
+    code = CuratedSource(
+        name="code",
+        domain="Code",
+        level="L2",
+        inputs=(Input(kind="folder", path=archives, name="code", options={"suffixes": (".py",)}),),
+        recipe=(Step("code-files"), Step("find-licence"), Step("code-quality"), *UNIQUE),
+    )
+    return CurationConfig(root=ROOT, sources=(manuals, books, guides, code))
