@@ -22,7 +22,7 @@ compile_ahead_of_time() {
   fi
   (
     VENV=.venv-aot make_environment aot
-    python -m pytest -n 2 -m "$1" tests/pallas_kernels/aot
+    python -m pytest -n 2 --dist worksteal -m "$1" tests/pallas_kernels/aot
   )
 }
 
@@ -32,11 +32,11 @@ check_style() {
 }
 
 case "$group" in
-  fast) check_style; pytest -n 2 -m "not slow and not exhaustive and not parity" ;;
+  fast) check_style; pytest -n 2 --dist worksteal -m "not slow and not exhaustive and not parity" ;;
   # Compiled as a user's programs are; tests/conftest.py has the compiler hurry otherwise.
-  exhaustive) export JAX_DISABLE_MOST_OPTIMIZATIONS=0; check_style; pytest -n 2 -m "not parity"; compile_ahead_of_time "exhaustive or not exhaustive" ;;
+  exhaustive) export JAX_DISABLE_MOST_OPTIMIZATIONS=0; check_style; pytest -n 2 --dist worksteal -m "not parity"; compile_ahead_of_time "exhaustive or not exhaustive" ;;
   parity) check_style; pytest -m parity ;;
   aot) compile_ahead_of_time "exhaustive or not exhaustive" ;;
-  all) check_style; pytest -n 2 -m "not exhaustive and not parity"; compile_ahead_of_time "not exhaustive" ;;
+  all) check_style; pytest -n 2 --dist worksteal -m "not exhaustive and not parity"; compile_ahead_of_time "not exhaustive" ;;
   *) echo "launch/test.sh: unknown group '$1'; choose fast, exhaustive, parity or aot, or leave it out for all" >&2; exit 2 ;;
 esac

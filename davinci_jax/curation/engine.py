@@ -38,7 +38,7 @@ from davinci_jax.files import write_atomically
 
 PLAN_FILE = "plan.jsonl"
 _ERROR_FILE = "error.txt"
-_SECONDS_FILE = "seconds.json"
+_SECONDS_FOLDER = "seconds"
 _WORKER_BYTES = 4 * 2**20  # a further process takes a second to start: it must have that much to read
 
 
@@ -251,7 +251,7 @@ class Collect(PipelineStep):
         with _new_folder(self._folder / "collected" / f"{rank:06d}") as folder:
             started, documents = time.perf_counter(), Timed(iter(data))
             build(self._step).collect(documents, folder)
-            _note_seconds(folder, time.perf_counter() - started - documents.seconds)
+            _note_seconds(self._folder, f"{rank:06d}", time.perf_counter() - started - documents.seconds)
 
 
 class Reduce(PipelineStep):
@@ -269,17 +269,20 @@ class Reduce(PipelineStep):
         with _new_folder(self._folder / "reduced") as folder:
             started = time.perf_counter()
             build(self._step).reduce(collected, folder)
-            _note_seconds(folder, time.perf_counter() - started)
+            _note_seconds(self._folder, "reduce", time.perf_counter() - started)
 
 
-def _note_seconds(folder: pathlib.Path, seconds: float) -> None:
-    (folder / _SECONDS_FILE).write_text(json.dumps(seconds), encoding="utf-8")
+def _note_seconds(corpus: pathlib.Path, of: str, seconds: float) -> None:
+    """Keeps what a pass took for the funnel, beside the folders of its operation."""
+    file = corpus / _SECONDS_FOLDER / f"{of}.json"
+    file.parent.mkdir(exist_ok=True)
+    write_atomically(file, json.dumps(seconds))
 
 
 def _seconds_before(corpus: pathlib.Path, task: int) -> float:
     """Returns the seconds that the first two passes of a corpus operation took; the one of them all is task 0's."""
-    folders = [corpus / "collected" / f"{task:06d}", *([corpus / "reduced"] if task == 0 else [])]
-    return sum(json.loads((folder / _SECONDS_FILE).read_text(encoding="utf-8")) for folder in folders)
+    files = [f"{task:06d}.json", *(["reduce.json"] if task == 0 else [])]
+    return sum(json.loads((corpus / _SECONDS_FOLDER / file).read_text(encoding="utf-8")) for file in files)
 
 
 class Work(NamedTuple):

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -65,10 +66,12 @@ class Rank:
 
     def collect(self, documents, folder):
         CALLS["collect"] += 1
+        time.sleep(0.02)
         (folder / "texts").write_text(json.dumps([document.text for document in documents]))
 
     def reduce(self, collected, folder):
         CALLS["reduce"] += 1
+        time.sleep(0.05)
         texts = sorted(text for task in collected for text in json.loads((task / "texts").read_text()))
         (folder / "all").write_text(json.dumps(texts))
 
@@ -232,6 +235,11 @@ def test_more_tasks_than_documents(raw):
     files = sorted((result.folder / "documents").iterdir())
     assert len(files) == 12
     assert [document["id"] for document in records(result.folder / "documents")] == ["raw/11.txt"]
+
+
+def test_the_funnel_counts_the_seconds_of_all_three_passes_of_a_corpus_operation(raw):
+    *_, rank = run(config(raw)).funnel["steps"]
+    assert rank["seconds"] >= CALLS["collect"] * 0.02 + 0.05
 
 
 @pytest.mark.parametrize("missing", ["documents", "counts", "completions", "collected"])

@@ -124,7 +124,7 @@ def test_serve_answers_until_it_is_interrupted(finished, capsys):
         assert server.stdout.read() == "stopped\n"
     assert server.returncode == 0
     line = fails(capsys, "serve", finished / "run", "--batch", 3)
-    assert line == "davinci: batch=3 is no power of 2; give 1, 2, 4, 8, ..."
+    assert line == "davinci: batch = 3: is no power of 2; give 1, 2, 4, 8, ..."
 
 
 def test_trace_names_the_documents_whose_tokens_the_step_saw(finished, capsys):
