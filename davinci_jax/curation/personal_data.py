@@ -6,12 +6,14 @@ make a text anonymous.
 
 from __future__ import annotations
 
+import bisect
 import collections
 import dataclasses
 import ipaddress
+import itertools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from davinci_jax.curation.documents import Document
@@ -82,30 +84,37 @@ class ReplacePersonalData:
 
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         for document in documents:
-            text, counts = replace(document.text, self.kinds)
+            text, counts, (questions, parts) = replace(document.text, self.kinds, (document.questions, document.parts))
             if not counts:
                 yield document
             elif self.drop_secrets and counts["secret"]:
                 reject(document, f"holds {counts['secret']} keys or passwords")
             else:
-                yield document.with_text(text, metadata={**document.metadata, "personal_data": dict(counts)})
+                metadata = {**document.metadata, "personal_data": dict(counts)}
+                yield document.with_text(text, questions=questions, parts=parts, metadata=metadata)
 
 
-def replace(text: str, kinds: tuple[str, ...] = KINDS) -> tuple[str, collections.Counter[str]]:
-    """Returns a text with what belongs to somebody replaced, and how often each kind was."""
+Spans = tuple[tuple[int, int], ...]
+
+
+def replace(
+    text: str, kinds: tuple[str, ...] = KINDS, marks: tuple[Spans, ...] = ()
+) -> tuple[str, collections.Counter[str], tuple[Spans, ...]]:
+    """Returns a text with what belongs to somebody replaced, how often each kind was, and marks on that text.
+
+    Args:
+      text: what is looked through.
+      kinds: what is looked for.
+      marks: lists of spans [start, end) of the text, which come back as spans of the new one.
+    """
     counts: collections.Counter[str] = collections.Counter()
 
     def cut(pattern: re.Pattern[str], kind: str, fits: Callable[[re.Match[str]], bool], group: int = 0) -> None:
-        nonlocal text
-
-        def put(found: re.Match[str]) -> str:
-            if not fits(found):
-                return found.group()
-            counts[kind] += 1
-            start, end = found.start(group) - found.start(), found.end(group) - found.start()
-            return f"{found.group()[:start]}<{kind.upper()}>{found.group()[end:]}"
-
-        text = pattern.sub(put, text)
+        nonlocal text, marks
+        cuts = [found.span(group) for found in pattern.finditer(text) if fits(found)]
+        if cuts:
+            counts[kind] += len(cuts)
+            text, marks = _put(text, cuts, f"<{kind.upper()}>", marks)
 
     if "secret" in kinds:
         for words, pattern in _SECRET_PATTERNS:
@@ -119,7 +128,32 @@ def replace(text: str, kinds: tuple[str, ...] = KINDS) -> tuple[str, collections
         cut(_IPV6, "ip", _is_public)
     if "phone" in kinds:
         cut(_PHONE, "phone", lambda found: 9 <= sum(map(str.isdigit, found.group())) <= 15)
-    return text, counts
+    return text, counts, marks
+
+
+def _put(
+    text: str, cuts: Sequence[tuple[int, int]], word: str, marks: tuple[Spans, ...]
+) -> tuple[str, tuple[Spans, ...]]:
+    """Returns the text with a word in place of each cut, in order, and marks moved to where they are then.
+
+    A mark that begins or ends inside a cut reaches around the word.
+    """
+    starts, pieces, end = [start for start, _ in cuts], [], 0
+    for start, stop in cuts:
+        pieces += [text[end:start], word]
+        end = stop
+    # What the text has grown by once so many cuts are made.
+    grown = [0, *itertools.accumulate(len(word) - (stop - start) for start, stop in cuts)]
+
+    def move(place: int, is_end: bool) -> int:
+        before = bisect.bisect_left(starts, place)  # cuts that begin before the place
+        if before and place < cuts[before - 1][1]:  # inside the last of them
+            start = starts[before - 1] + grown[before - 1]
+            return start + len(word) if is_end else start
+        return place + grown[before]
+
+    moved = tuple(tuple((move(start, False), move(stop, True)) for start, stop in spans) for spans in marks)
+    return "".join([*pieces, text[end:]]), moved
 
 
 def _is_real_address(found: re.Match[str]) -> bool:

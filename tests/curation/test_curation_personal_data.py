@@ -1,8 +1,11 @@
 """What belongs to somebody, planted among what only looks like it. Keys here are made up and open nothing."""
 
+import itertools
 import random
 import string
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from davinci_jax.curation.documents import Document
@@ -37,7 +40,7 @@ SECRETS = [
 
 @pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: secret[:14])
 def test_keys_of_every_form_are_replaced(secret):
-    text, counts = replace(f"before {secret} after")
+    text, counts, _ = replace(f"before {secret} after")
     assert text == "before <SECRET> after"
     assert counts == {"secret": 1}
 
@@ -78,7 +81,7 @@ def test_planted_data_is_replaced(text, expected):
     ],
 )
 def test_what_only_looks_like_it_stays(text):
-    assert replace(text) == (text, {})
+    assert replace(text) == (text, {}, ())
 
 
 def run(operation, document):
@@ -86,12 +89,12 @@ def run(operation, document):
     return list(operation.apply(iter([document]), lambda document, reason: rejects.append(reason))), rejects
 
 
-def test_counts_are_noted_and_spans_of_the_old_text_go():
+def test_counts_are_noted_and_spans_move():
     document = Document(id="d", text="a@b.io and c@d.io at 8.8.8.8", questions=((0, 3),), metadata={"url": "u"})
     ((out,), rejects) = run(ReplacePersonalData(), document)
     assert out.text == "<EMAIL> and <EMAIL> at <IP>"
     assert out.metadata == {"url": "u", "personal_data": {"email": 2, "ip": 1}}
-    assert out.questions == ()
+    assert out.questions == ((0, 7),)
     assert rejects == []
 
 
@@ -123,3 +126,29 @@ def test_long_lines_of_marks_take_no_time():
         "-----BEGIN PRIVATE KEY-----" * 2000,
     ):
         assert len(replace(text)[0]) > 0
+
+
+PIECES = ["", "why? ", "ask a@b.io ", "at 8.8.8.8 or x@y.org. ", "é ", "call 212-555-0123 now ", SECRETS[0] + " "]
+
+
+@hypothesis.given(st.lists(st.tuples(st.sampled_from(PIECES), st.booleans()), max_size=8))
+def test_marks_move_with_the_text_that_they_mark(pieces):
+    """Each piece is replaced alone as it is among the others, so the marks must lead to it."""
+    ends = list(itertools.accumulate(len(piece) for piece, _ in pieces))
+    spans = tuple((end - len(piece), end) for (piece, marked), end in zip(pieces, ends, strict=True) if marked)
+    text, _, (moved,) = replace("".join(piece for piece, _ in pieces), marks=(spans,))
+    assert text == "".join(replace(piece)[0] for piece, _ in pieces)
+    assert [text[start:end] for start, end in moved] == [replace(piece)[0] for piece, marked in pieces if marked]
+
+
+def test_a_mark_that_ends_inside_an_address_reaches_around_the_word():
+    text, _, ((first, second),) = replace("to abc@de.io, then", marks=(((0, 6), (5, 18)),))
+    assert text == "to <EMAIL>, then"
+    assert text[slice(*first)] == "to <EMAIL>"
+    assert text[slice(*second)] == "<EMAIL>, then"
+
+
+def test_questions_stay_marked():
+    document = Document(id="d", text="Who is a@b.io?\nNobody.", questions=((0, 14),))
+    [after] = ReplacePersonalData().apply(iter([document]), lambda document, reason: None)
+    assert [after.text[slice(*span)] for span in after.questions] == ["Who is <EMAIL>?"]
