@@ -257,9 +257,11 @@ def markdown(rows: list[Row], command: str) -> str:
         "# Static cycles of the TPU kernels",
         "",
         f"{datetime.date.today()}, {versions}. Estimates from the compiler's schedules, no TPU involved: `{command}`;",
-        "what the columns mean is in the head of that file. `ratio`: kernels of jax over ours; `call`: all.",
+        "milliseconds are of the kernels + of what XLA adds around them, as the head of that file says; "
+        "`jax / ours` is of the kernels, `with around` of both.",
         "",
-        "| device | case | ours ms | TFLOP/s | spills | jax ms | TFLOP/s | spills | MXU | ratio | call |",
+        "| device | case | ours: ms | TFLOP/s | spills | kernel of jax: ms | TFLOP/s | spills | MXU busy | "
+        "jax / ours | with around |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     by_case: dict[tuple[str, str], dict[str, Row]] = {}

@@ -150,11 +150,6 @@ class KernelReport:
         busy = _share(self.slots, r"MXU_\d+ matmul") * self.regions[0].cycles / total
         return executed * busy / self.model(runs)
 
-    def slot_share(self, unit: str) -> float:
-        """The part of the slots of a unit that the schedule uses: VECTOR_ALU, VECTOR_EUP, VECTOR_LOAD_AND_MISC, ..."""
-        used, available = self.slots.get(unit, (0, 1))
-        return used / available
-
     def _counts(self, runs: Mapping[int, float]) -> dict[int | None, float]:
         body = self.body
         count: dict[int | None, float] = {None: 1.0}

@@ -86,7 +86,7 @@ def _family(asked: str | None, families: Sequence[str]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pallas_kernels.tune", description=__doc__)
-    parser.add_argument("operation", help="the name of a table, for example attention")
+    parser.add_argument("operation", help="the name of a table, for example attention_tpu")
     parser.add_argument("--device", help="a family: v5e, v5p, v6e, tpu7x, hopper; the one that is here if left out")
     parser.add_argument("--shape", help="one of the operation's shapes; all if left out")
     parser.add_argument("--write", action="store_true", help="put the best into the table")
