@@ -142,6 +142,7 @@ def test_every_import_goes_down():
     assert [line for name, targets in found.items() for line in upward(name, targets)] == []
 
 
+@pytest.mark.slow
 def test_rooms_of_one_floor_have_no_cycle():
     graph = {}
     for name, targets in all_imports().items():

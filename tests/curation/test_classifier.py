@@ -95,6 +95,7 @@ def test_it_learns_what_can_be_learned_and_no_more(trained):
     assert set(heldout["thresholds"]) == {"1", "2"}
 
 
+@pytest.mark.slow
 def test_the_same_labels_give_the_same_files_and_others_do_not(trained, tmp_path):
     folder, card = trained
     again = classifier.train(texts(900, noise=0.3), tmp_path / "b", name="educational value", note="planted", **SMALL)
@@ -114,6 +115,7 @@ def test_a_path_that_comes_to_mean_another_model_is_read_again(tmp_path, monkeyp
         assert label in classifier.load("model").classes
 
 
+@pytest.mark.slow
 def test_what_is_loaded_says_what_jax_says(trained):
     folder, card = trained
     model = classifier.load(str(folder))

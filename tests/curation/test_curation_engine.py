@@ -209,6 +209,7 @@ def test_a_rule_behind_a_model_does_not_ask_the_model_again(raw):
     assert CALLS["judge"] == 22
 
 
+@pytest.mark.slow
 def test_a_changed_input_is_another_recipe_hash(raw):
     first = run(config(raw))
     (raw / "12.txt").write_text("text 12 that is new")
@@ -218,6 +219,7 @@ def test_a_changed_input_is_another_recipe_hash(raw):
     assert second.funnel["documents"] == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task_bytes", [1, 150])
 def test_documents_do_not_depend_on_how_the_source_is_cut(raw, task_bytes):
     whole = run(config(raw, root="whole", task_bytes=10**6))
@@ -229,6 +231,7 @@ def test_documents_do_not_depend_on_how_the_source_is_cut(raw, task_bytes):
     assert removed.count(b"\n") == 3
 
 
+@pytest.mark.slow
 def test_more_tasks_than_documents(raw):
     recipe = (Step("decode-utf8"), Step("drop-short", characters=60), Step("rank"))
     result = run(config(raw, recipe, task_bytes=1))
@@ -242,6 +245,7 @@ def test_the_funnel_counts_the_seconds_of_all_three_passes_of_a_corpus_operation
     assert rank["seconds"] >= CALLS["collect"] * 0.02 + 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["documents", "counts", "completions", "collected"])
 def test_what_a_kill_left_undone_is_done(raw, missing):
     first = run(config(raw))
@@ -270,6 +274,7 @@ def test_what_a_kill_left_undone_is_done(raw, missing):
     assert not list(folder.glob("*/collected/.*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fail", "told"), [("disk", "No space left"), ("endpoint", "does not answer")])
 def test_trouble_of_the_machine_stops_the_run_and_what_is_done_stays_done(raw, fail, told):
     recipe = (RECIPE[0], Step("shout", fail=fail), *RECIPE[2:])
@@ -350,6 +355,7 @@ def test_parameters_can_be_overridden_by_name(raw):
         apply_overrides(config(raw), ["executer=ray"])
 
 
+@pytest.mark.slow
 def test_documents_of_one_source_can_be_the_input_of_another(raw):
     first = run(config(raw))
     given = Input(kind="documents", path=str(raw.parent / "root/curated/s/current/documents"))

@@ -214,6 +214,7 @@ def test_archives_are_read_and_never_unpacked(tmp_path, ending):
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["zip", "tar.gz"])
 def test_a_bomb_ends_where_it_passes_its_bound(tmp_path, monkeypatch, ending):
     monkeypatch.setattr(archives, "_ALLOWANCE", 2**20)

@@ -18,6 +18,7 @@ from davinci_jax.experiment import load_config
 CONFIG = str(pathlib.Path(__file__).parents[2] / "configs/quickstart.py")
 
 
+@pytest.mark.slow
 def test_packages_are_found_without_importing_them():
     python, numpy = find_package("python"), find_package("numpy")
     assert (python.root / "os.py").is_file()

@@ -85,6 +85,7 @@ def known(text, k, threshold, on_error):
     return [(0.9, "__label__de" if "Fuchs" in text else "__label__fr" if "renard" in text else "__label__en")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [

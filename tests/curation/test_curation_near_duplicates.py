@@ -66,6 +66,7 @@ def test_they_are_corpus_operations():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.02, 0.05, 0.2])
 def test_the_share_of_equal_hashes_estimates_the_similarity(share):
     generator = random.Random(7)
@@ -78,6 +79,7 @@ def test_the_share_of_equal_hashes_estimates_the_similarity(share):
     assert abs(equal - true) < 0.05
 
 
+@pytest.mark.slow
 def test_recall_of_planted_copies_follows_the_banding_curve(tmp_path):
     """The recall table: copies with 0, 1, 2 and 4 % of their words changed, against what theory says of them."""
     generator, table = random.Random(11), {}

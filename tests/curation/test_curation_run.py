@@ -251,6 +251,7 @@ def test_another_run_writes_the_same_bytes_and_a_third_writes_nothing(tmp_path, 
     assert again.funnel == first.funnel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncate", "remove", "funnel", "package", "code"])
 def test_what_has_changed_is_written_again(tmp_path, find, damage, monkeypatch):
     made = experiment(tmp_path / "root", source("scientific-docs"))

@@ -130,6 +130,7 @@ class Endless(io.RawIOBase):
         return out
 
 
+@pytest.mark.slow
 def test_the_dump_is_streamed():
     tracemalloc.start()
     assert sum(1 for _ in stream_rows(Endless(20_000_000), "Posts.xml")) > 15_000

@@ -130,6 +130,7 @@ def test_crafted_texts_are_decided_as_datatrove_decides_them(rule, filter_, toke
     assert len(reasons) >= 3  # the texts reach several rules of the filter, and some pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "filter_"), RULES, ids=lambda kind: kind.__name__)
 def test_real_texts_are_decided_as_datatrove_decides_them(rule, filter_):
     reference = filter_()

@@ -28,6 +28,7 @@ def spacys(text):
     return [token.text for token in spacy.blank("en").tokenizer(text) if not token.is_space]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [*TRICKY, "", " ", "\n\n"])
 def test_chunks_are_split_as_spacy_splits_the_whole_text(text):
     assert word_tokeniser("spacy-chunks").words(text) == spacys(text) == word_tokeniser("spacy").words(text)
@@ -39,6 +40,7 @@ def test_real_text_has_the_words_of_spacy():
         assert chunked.words(text) == [token.text for token in whole(text) if not token.is_space]
 
 
+@pytest.mark.slow
 def test_random_marks_and_letters_have_the_words_of_spacy():
     generator = random.Random(5)
     alphabet = "ab1A9):(-=8DPo][:;)).pm.,;:!?()[]{}'\"’-–—_/$%#*&<>=+~…°²kmsdont'SU£§ét中ё"

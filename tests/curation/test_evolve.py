@@ -52,6 +52,7 @@ def run(server, folder, strategy="", **settings):
     return evolve.evolve(DOCUMENTS, rewriter, judge, folder, Evolution(**settings), lines.append)
 
 
+@pytest.mark.slow
 def test_the_best_strategy_wins_and_failures_are_told(tmp_path):
     with scripted_server.serve(script) as server:
         report = run(server, tmp_path)
@@ -90,6 +91,7 @@ def test_a_model_that_says_nothing_of_use(tmp_path):
         evolve.evolve([], ApplyStrategy(endpoint="replay", model="m", strategy=""), judge, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_classifier_is_a_judge(tmp_path):
     words = {"0": "click buy now cart", "1": "proof lemma energy cell"}
     texts = [LabelledText(f"{words[str(n % 2)]} w{n}", str(n % 2)) for n in range(200)]

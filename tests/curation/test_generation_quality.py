@@ -63,6 +63,7 @@ def run(operation, script, *documents):
     return made, rejects, server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_the_original_stays_where_a_model_fails(name, tmp_path):
     """21 pieces, one of which the model fails at: 20 of 21 are more than 95 %."""
@@ -141,6 +142,7 @@ INJECTIONS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("injection", INJECTIONS)
 @pytest.mark.parametrize("chat", [True, False])
 def test_text_in_a_document_stays_text(injection, chat, tmp_path):

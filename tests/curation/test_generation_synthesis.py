@@ -61,6 +61,7 @@ def test_a_verified_pair_is_a_document_with_its_question_marked(tmp_path):
     assert GOOD[1] not in asked.replace(PASSAGE, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("item", "why"),
     [
@@ -79,6 +80,7 @@ def test_what_the_passage_does_not_bear_out_is_dropped(item, why, tmp_path):
     assert rejects["d"] == f"no question stands up (1 {why})"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "second", ["<ANSWER>UNANSWERABLE</ANSWER>", "<ANSWER>100 degrees</ANSWER>", "", Reply(status=400)]
 )
@@ -94,6 +96,7 @@ def test_a_pair_that_a_second_reading_does_not_confirm_is_dropped(second, tmp_pa
 COPIED = "asks for understanding, a reason, a comparison, a derivation or a result rather than for a word?"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "why"),
     [
@@ -200,6 +203,7 @@ def sampled(answers, document, store, **settings):
 SUM = Document(id="p", text="", metadata={"question": "What is 2 + 3 * 4?", "answer": "14"})
 
 
+@pytest.mark.slow
 def test_right_answers_stay_and_every_sample_is_a_request_of_its_own(tmp_path):
     answers = ["It is \\boxed{20}.", "First 3 * 4 = 12, then 14: \\boxed{14}", "\\boxed{14.0}", Reply(status=400)]
     made, _, server = sampled(answers, SUM, tmp_path)

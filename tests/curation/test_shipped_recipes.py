@@ -90,6 +90,7 @@ def test_levels_domains_and_stages_are_those_of_table_2(name):
     assert found == EXPECTED[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_plan_is_shown_and_nothing_written(name, folder, capsys):
     before = sorted(folder.rglob("*"))

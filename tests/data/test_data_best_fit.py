@@ -26,6 +26,7 @@ def one_by_one(sizes, capacity):
     return bins
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 40).flatmap(lambda c: st.tuples(st.just(c), st.lists(st.integers(1, c), min_size=1, max_size=80)))
 )

@@ -102,6 +102,7 @@ def test_a_compressed_file_that_is_cut_off_or_damaged(tmp_path):
             read(tmp_path, "d.jsonl.gz")
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.integers(0, 40).map(str), max_size=12), max_size=12))
 def test_repeated_ids_are_found_across_batches(batches):
     seen, known = SeenIds(), set()

@@ -63,6 +63,7 @@ def pairs(qwen2, gpt2):
     return [(fast_encoder(content.encode()), library(content)) for content in (qwen2, gpt2)]
 
 
+@pytest.mark.slow
 @hypothesis.given(st.text(max_size=60))
 @hypothesis.settings(max_examples=300, deadline=None)
 def test_any_text_has_the_same_ids(pairs, text):
@@ -70,6 +71,7 @@ def test_any_text_has_the_same_ids(pairs, text):
         assert encoder.encode(text).tolist() == whole.encode(text, add_special_tokens=False).ids
 
 
+@pytest.mark.slow
 @hypothesis.given(st.text(alphabet="aesdt'’SſK\u0301\u0327é ﬁÅ\u212b1٣\n\r\t\u00a0\u2028.,<|>_", max_size=80))
 @hypothesis.settings(max_examples=500, deadline=None)
 def test_accents_contractions_and_blanks_have_the_same_ids(pairs, text):
@@ -95,6 +97,7 @@ def test_special_tokens_in_a_text_are_text(qwen2):
     assert tokenizer.eos_id not in tokenizer.encode("a<|endoftext|>b")
 
 
+@pytest.mark.slow
 def test_what_the_library_cannot_split_goes_the_slow_way(qwen2):
     text = " " * 1_000_000
     tokenizer = HuggingFaceTokenizer(qwen2.encode())

@@ -12,6 +12,7 @@ from davinci_jax.data.rows import ConcatRows
 from davinci_jax.data.shards import ShardSet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ConcatRows, BestFitRows])
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=20), length=st.integers(1, 30))
 @settings(max_examples=20, deadline=None)

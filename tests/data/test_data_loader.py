@@ -106,6 +106,7 @@ def test_any_micro_batch_gives_the_same_order(root, reference, micro_rows):
     assert_same(read_all(make_loader(root, micro_rows)), reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_hosts_together_read_the_same_batch(root, hosts, interleaved):

@@ -12,6 +12,7 @@ def images(size: int, key: int) -> np.ndarray:
     return permute(index, np.full(size, size, np.uint64), np.full(size, key, np.uint64)).astype(np.int64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [0, 1, text_key(7, "code")])
 def test_bijective_for_every_small_size(key):
     for size in range(1, 400):

@@ -67,6 +67,7 @@ def rows_of(batch):
     return list(zip(*batch[:4], strict=True))
 
 
+@pytest.mark.slow
 @given(corpora(), st.integers(1, 40), st.integers(1, 17), st.booleans(), st.randoms())
 @settings(max_examples=40, deadline=None)
 def test_concatenated_rows_are_the_stream(corpus, length, block_tokens, mask, random):
@@ -85,6 +86,7 @@ def test_concatenated_rows_are_the_stream(corpus, length, block_tokens, mask, ra
     assert in_order == list(range(len(stream)))
 
 
+@pytest.mark.slow
 @given(corpora(), st.integers(1, 40), st.integers(1, 17), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_best_fit_rows_hold_every_token_once_and_whole_documents(corpus, length, block_tokens, mask):

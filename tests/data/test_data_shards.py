@@ -138,6 +138,7 @@ def test_a_damaged_record_is_named(folder):
     assert len(ShardSet(folder).read_blocks(np.array([0, 6]))) == 2, "the other records can be read"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ConcatRows, BestFitRows])
 def test_every_flip_or_truncation_is_found_or_harmless(folder, kind):
     random_ = random.Random(0)

@@ -72,6 +72,7 @@ def test_byte_level_bpe_keeps_every_byte(bpe, text):
     assert tokenizer.decode(tokenizer.encode(text)) == normal
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0▁"), max_size=60))
 def test_sentencepiece_keeps_every_byte(piece, text):
@@ -80,6 +81,7 @@ def test_sentencepiece_keeps_every_byte(piece, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(text=TEXT, other=TEXT)
 def test_offsets_cover_the_text_in_order(bpe, text, other):

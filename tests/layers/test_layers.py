@@ -29,6 +29,7 @@ def block():
     return jax.jit(lambda key: layers.Block(CONFIG, key))(jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "shape", "std"),
     [
@@ -65,6 +66,7 @@ def test_no_two_matrices_begin_alike(block):
     assert np.abs(correlations).max() < 0.6
 
 
+@pytest.mark.slow
 def test_a_layer_runs_without_a_mesh(block):
     """Attention of one token is its value, mixed: a closed form without softmax."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 1, 64)), jnp.float32)

@@ -11,6 +11,7 @@ from davinci_jax.models import flops, presets
 PRESETS = ("davinci_3b", "davinci_1b", "davinci_160m", "davinci_7b", "davinci_moe_3b", "davinci_moe_tiny")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_num_params_counts_what_is_built(name):
     config = getattr(presets, name)()

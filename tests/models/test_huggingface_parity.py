@@ -94,7 +94,9 @@ def assert_no_parity(folder, expected):
     assert gradient_error(folder, expected)[1] > 10 * GRADIENT_RTOL
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if "moe" in case else case for case in CASES]
+)
 def test_recorded_logits_loss_and_gradients(case):
     folder = REFERENCES / "models" / case
     assert_parity(folder, load_file(folder / "expected.safetensors"))
@@ -114,6 +116,7 @@ def swapped(case, target, pairs):
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["qwen2_tied_4_2", "llama_untied_4_4"])
 @pytest.mark.parametrize(
     "pairs",
@@ -132,6 +135,7 @@ def test_swapped_tensors_are_noticed(tmp_path, case, pairs):
     assert_no_parity(swapped(case, tmp_path / "swapped", pairs), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "pairs"),
     [

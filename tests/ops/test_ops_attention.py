@@ -41,6 +41,7 @@ def test_attention_equals_the_reference(length, heads, groups):
     np.testing.assert_allclose(out, reference(q, k, v, causal(segments)), atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (3, 1)])
 def test_attention_gradients_equal_plain_autodiff_in_float64(heads, groups):
     length = 140
@@ -65,6 +66,7 @@ def test_attention_gradients_equal_plain_autodiff_in_float64(heads, groups):
         np.testing.assert_allclose(got, want, atol=5e-6)
 
 
+@pytest.mark.slow
 def test_attention_in_bfloat16_stays_within_its_rounding():
     q, k, v, segments = inputs(140, 4, 2, dtype=jnp.bfloat16)
     out = ops.attention(q, k, v, jnp.asarray(segments))
@@ -85,6 +87,7 @@ def test_attention_survives_large_scores():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_padding_sees_nothing():
     q, k, v, segments = inputs(20, 2, 1)
     segments[:, 15:] = 0
@@ -93,6 +96,7 @@ def test_padding_sees_nothing():
     np.testing.assert_allclose(out[:, :15], ops.attention(*(x[:, :15] for x in (q, k, v, segments))), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_masked_attention_equals_the_reference():
     q, k, v, _ = inputs(9, 4, 2)
     mask = np.random.default_rng(2).random((2, 3, 9)) < 0.5

@@ -33,6 +33,7 @@ def inputs(dtype=jnp.float32):
     return x, head, labels, rng.normal(size=N), rng.normal(size=N)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 8, 36, 37, 1000])
 def test_values_and_gradients_equal_the_reference(chunk):
     x, head, labels, dnll, dlse_squared = inputs()
@@ -45,6 +46,7 @@ def test_values_and_gradients_equal_the_reference(chunk):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_tokens_without_a_target_give_zero_and_no_gradient():
     x, head, _labels, *_ = inputs()
 
@@ -56,6 +58,7 @@ def test_tokens_without_a_target_give_zero_and_no_gradient():
     assert not any(np.any(g) for g in pullback((jnp.ones(N), jnp.ones(N))))
 
 
+@pytest.mark.slow
 def test_bfloat16_states_give_float32_losses_and_gradients_in_the_input_dtypes():
     x, head, labels, dnll, dlse_squared = inputs(jnp.bfloat16)
     head = head.astype(jnp.bfloat16).astype(jnp.float32)

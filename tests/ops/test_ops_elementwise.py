@@ -114,6 +114,7 @@ def test_swiglu_gradient_equals_finite_differences():
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rope_gradient_is_the_turn_back():
     """A rotation preserves products, so turning the gradient of <turn(x), turn(y)> back gives y."""
     x, y, positions = normal(1, 4, 2, 8), normal(1, 4, 2, 8, seed=1), jnp.array([[0, 3, 50, 999]])
@@ -122,6 +123,7 @@ def test_rope_gradient_is_the_turn_back():
     np.testing.assert_allclose(gradient, y, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("inner", "outer"), [((6,), (5,)), ((6,), (2, 3)), ((2, 3), (5,))])
 def test_linear_and_its_gradients_equal_the_reference(inner, outer):
     x, weight, dy = normal(2, 4, *inner), normal(*inner, *outer, seed=1), normal(2, 4, *outer, seed=2)

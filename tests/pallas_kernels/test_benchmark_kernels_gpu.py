@@ -36,6 +36,7 @@ def test_tiny_shapes_are_checked_measured_and_written_down(tmp_path):
     assert page.count("| cross-entropy, 64 x 32 x 1000 |") == 4
 
 
+@pytest.mark.slow
 def test_a_wrong_kernel_of_ours_is_named_and_fails_the_run(monkeypatch, capsys):
     right = kernels_gpu_checks.loss_float64
     monkeypatch.setattr(kernels_gpu_checks, "loss_float64", lambda *x, **how: right(*x, z_loss=0.3))

@@ -43,6 +43,7 @@ def mesh_of(kind):
     return jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(kind,) * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
 def test_divided_arrays_stay_divided_and_sums_are_whole(kind, arrays):
     mesh = mesh_of(kind)
@@ -110,6 +111,7 @@ def test_arrays_of_a_surrounding_shard_map_are_local_already(arrays):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [divided, first])
 @pytest.mark.parametrize("kind", [None, AxisType.Explicit, AxisType.Auto])
 def test_vmap(function, kind, arrays):
@@ -138,6 +140,7 @@ def test_divisions_that_cannot_be_are_refused(arrays):
             divided(*placed(mesh, arrays)[:1], k, w)
 
 
+@pytest.mark.slow
 def test_outputs_vary_where_an_input_does():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 

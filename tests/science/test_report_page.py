@@ -82,6 +82,7 @@ def page(finished):
     return _page(finished)
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_from_outside_and_runs_nothing(page, finished):
     _assert_self_contained(page)
     source = (finished / "report.html").read_text()
@@ -141,6 +142,7 @@ def test_undone_steps_are_not_drawn(finished):
     assert 9.0 not in [one["loss"] for one in read_run(finished).metrics.train]
 
 
+@pytest.mark.slow
 def test_what_a_run_says_is_escaped_everywhere(tmp_path):
     domains = (report_run.MARKUP, 'Q"A')
     folder = report_run.write(tmp_path / "run", domains=domains, name=report_run.HOSTILE)
@@ -174,6 +176,7 @@ def test_one_interval_is_enough_for_charts(tmp_path):
     assert {name for name in page.ids if name.startswith("chart-")} >= {"chart-training-loss", "chart-mixture"}
 
 
+@pytest.mark.slow
 def test_lines_with_gaps_and_non_finite_values_are_drawn_without_them(tmp_path):
     folder = report_run.write(tmp_path / "run", steps=30)
     with open(folder / "metrics.jsonl", "a") as file:
@@ -186,6 +189,7 @@ def test_lines_with_gaps_and_non_finite_values_are_drawn_without_them(tmp_path):
     assert not re.search(r'd="[^"]*(nan|inf)', (folder / "report.html").read_text())
 
 
+@pytest.mark.slow
 def test_unreadable_side_files_are_named(tmp_path):
     folder = report_run.write(tmp_path / "run")
     (folder / "samples.json").write_text("{")
@@ -230,6 +234,7 @@ def test_status_follows_the_last_process_and_its_silence(tmp_path):
     assert read_run(folder).status == "stopped"
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_is_always_the_same(finished):
     run = read_run(finished)
     assert render(run) == render(run)

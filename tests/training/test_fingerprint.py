@@ -29,6 +29,7 @@ def reference(x: np.ndarray) -> str:
     return f"{first:08x}{second:08x}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.int8])
 @pytest.mark.parametrize("shape", [(), (7,), (3, 4, 5)])
 def test_equals_the_reference(dtype, shape):

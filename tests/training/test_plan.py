@@ -79,6 +79,7 @@ def test_evaluations_may_be_few_or_none(experiment, every, count, words):
     assert words in shown(plan)
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_whole_lines():
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     command = [sys.executable, "-m", "davinci_jax.cli", "plan", str(CONFIGS / "davinci_3b.py")]
@@ -128,6 +129,7 @@ def test_kept_checkpoints(experiment):
     assert make_plan(some)["checkpoints"]["kept"] == 27 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "replica", "fsdp"), [("adamw", 2, 4), ("muon", 1, 8)])
 def test_memory_is_that_of_real_arrays(experiment, name, replica, fsdp):
     small = dataclasses.replace(

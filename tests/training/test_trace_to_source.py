@@ -46,6 +46,7 @@ def made(tmp_path_factory):
     return root, experiment, tiny_run.write_config(experiment, root / "config.json")
 
 
+@pytest.mark.slow
 def test_every_token_of_a_sequence_leads_to_its_file(made, capsys):
     root, experiment, config = made
     tokenizer = load_tokenizer(root / "data" / experiment.data.tokenizer)

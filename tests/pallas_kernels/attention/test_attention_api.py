@@ -120,6 +120,7 @@ def test_a_sink_of_no_weight_changes_nothing_even_for_queries_that_see_nothing()
     np.testing.assert_allclose(got[5][1], want[5][1], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_parts_merge_where_padding_sees_none_of_them():
     q, k, v = inputs()
     ids, where = documents(2, 40, padding=4), jnp.tile(jnp.arange(40), (2, 1))
@@ -166,6 +167,7 @@ def test_arrays_without_elements_give_the_like(sizes):
         assert (gradient == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on", [target.TPU_V5P, target.H200], ids=["tpu", "hopper"])
 def test_without_keys_every_query_sees_nothing(on):
     q, k, v = inputs(5)
@@ -254,6 +256,7 @@ def test_divided_over_batch_and_heads(axes):
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto])
 def test_one_key_head_serves_query_heads_that_are_divided(axes):
     q, k, v = inputs(12, heads=8, groups=1, batch=4)
@@ -409,6 +412,7 @@ def test_what_kernels_are_compiled_for_cannot_be_traced(name):
         jax.jit(lambda x: attention(q, k, v, **{name: x}))(1)
 
 
+@pytest.mark.slow
 def test_scalars_and_sequences_of_numpy_are_as_good_as_those_of_python():
     q, k, v = inputs(12)
 
@@ -445,6 +449,7 @@ def test_generations_without_kernels_are_named_and_run_xla():
             assert jax.eval_shape(functools.partial(attention, return_lse=True), q, k, v)[0].shape == q.shape
 
 
+@pytest.mark.slow
 def test_without_absl_hopper_runs_xla():
     """In a process of its own: an import that has been made cannot be taken back."""
     code = """

@@ -76,15 +76,18 @@ def ids(*lengths):
     return np.repeat([n for n, _ in lengths], [n for _, n in lengths])[None].astype(np.int32)
 
 
+@pytest.mark.slow
 def test_causal_grouped_with_a_short_last_block():
     check((1, 200, 200, 4, 2, 128), spec(), sizes={**SMALL, "block_q": 256, "block_kv": 256, "unroll": 2})
 
 
+@pytest.mark.slow
 def test_packed_documents_with_padding():
     packed = ids((0, 50), (2, 120), (5, 60), (-1, 26))
     check((1, 256, 256, 2, 1, 128), spec(), (packed, packed))
 
 
+@pytest.mark.slow
 def test_swapping_halves_takes_two_heads_apart_and_joins_them():
     """What the loads with a stride do with words of two heads; the interpreter itself reads heads plainly."""
     rows, heads = 64, 4

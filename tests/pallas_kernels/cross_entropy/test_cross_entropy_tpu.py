@@ -48,6 +48,7 @@ def test_loss_and_gradients_on_two_cores_without_races():
         close(got, want)
 
 
+@pytest.mark.slow
 def test_forward_alone_streams_all_tokens():
     x, w, labels = inputs(21, D, 300, scale=5.0)
     with interpreting():
@@ -59,6 +60,7 @@ def test_forward_alone_streams_all_tokens():
         close(got, expected)
 
 
+@pytest.mark.slow
 def test_cotangents_by_token_in_bfloat16():
     x, w, labels = inputs(16, D, 256)
     x, w = (jnp.asarray(a, jnp.bfloat16) for a in (x, w))

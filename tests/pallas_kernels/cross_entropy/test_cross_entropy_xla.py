@@ -25,6 +25,7 @@ def close(got, want, tolerance=2e-5):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("config", [None, XlaCrossEntropyConfig(8), XlaCrossEntropyConfig(36)])
 def test_reduced_losses_and_gradients_equal_the_reference(reduction, config):
@@ -42,6 +43,7 @@ def test_reduced_losses_and_gradients_equal_the_reference(reduction, config):
     close(run(x, w)[0], loss)  # computed otherwise when nothing is differentiated
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(
     tokens=st.sampled_from([0, 1, 13]),
@@ -65,6 +67,7 @@ def test_log_probs_and_lse_have_gradients_of_their_own(tokens, chunk, soft_cap, 
         close(got, want)
 
 
+@pytest.mark.slow
 def test_a_loss_and_its_log_probs_may_be_differentiated_together():
     x, w, labels = inputs(N, D, V)
 
@@ -101,6 +104,7 @@ def test_no_counted_token_gives_zero():
     assert not any(np.any(g) for g in grads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_gives_float32_losses_and_an_unrounded_head_gradient(dtype):
     x, w, labels = inputs(N, D, V)
@@ -113,6 +117,7 @@ def test_half_precision_gives_float32_losses_and_an_unrounded_head_gradient(dtyp
     close(dw, want[4], 0.02)
 
 
+@pytest.mark.slow
 def test_small_gradients_of_a_mean_survive_float16():
     """Divided by the number of tokens before it is rounded, the gradient of a logit would be 0 in float16."""
     x, w = np.ones((4096, 2), np.float16), np.zeros((3000, 2), np.float32)
@@ -120,6 +125,7 @@ def test_small_gradients_of_a_mean_survive_float16():
     close(dw[1:], np.full((2999, 2), 1 / 3000), 1e-2)
 
 
+@pytest.mark.slow
 def test_logits_of_all_tokens_are_never_held():
     shapes = jax.ShapeDtypeStruct((4096, 8), jnp.float32), jax.ShapeDtypeStruct((1000, 8), jnp.float32)
     labels = jnp.zeros(4096, jnp.int32)
@@ -156,6 +162,7 @@ def test_a_reduced_loss_takes_three_products_a_chunk():
     assert products("none", 8) == 2 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_tokens_divided_over_a_mesh(axis_type, reduction):
@@ -197,6 +204,7 @@ def test_inside_shard_map():
         close(got, expected)
 
 
+@pytest.mark.slow
 def test_vmap_over_tokens_and_over_heads():
     x, w, labels = inputs(2 * N, D, V)
     x, labels, heads = (jnp.asarray(a) for a in (x.reshape(2, N, D), labels.reshape(2, N), np.stack((w, 2 * w))))

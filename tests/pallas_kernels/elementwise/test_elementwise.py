@@ -62,6 +62,7 @@ def close(got, want, dtype=jnp.float32):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("name", ["rms_norm", "swiglu", "rope"])
 def test_values_and_gradients_equal_the_reference(name, dtype):
@@ -92,6 +93,7 @@ def test_large_gates_neither_overflow_nor_lose_their_gradient():
     np.testing.assert_allclose(dgate, [0, 0, 0.5, 1, 1], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rms_norm", "swiglu", "rope"])
 def test_vmap_of_the_gradient(name):
     function, (x, *rest), dout, _ = case(name, (4, 3, 5))
@@ -110,6 +112,7 @@ def test_vmap_of_the_gradient(name):
         np.testing.assert_allclose(mapped[n], one, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
 @pytest.mark.parametrize("name", ["rms_norm", "swiglu", "rope"])
 def test_rows_divided_over_a_mesh(name, axis_type):
@@ -137,6 +140,7 @@ def test_rows_divided_over_a_mesh(name, axis_type):
         close(each, want)
 
 
+@pytest.mark.slow
 def test_inside_shard_map_the_gradient_of_the_scale_is_that_of_all_rows():
     function, (x, scale), dout, reference = case("rms_norm", (8, 3))
     mesh = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Auto,))

@@ -96,6 +96,7 @@ def test_the_mlp_of_a_mixture(taken, monkeypatch):
     assert set(taken) == {("hopper", name) for name in FUNCTIONS}
 
 
+@pytest.mark.slow
 def test_sizes_on_one_device_count(taken, monkeypatch):
     table(monkeypatch, product="measured", product_t="measured", dw="measured")
     mesh = jax.make_mesh((2,), ("model",), (jax.sharding.AxisType.Explicit,))

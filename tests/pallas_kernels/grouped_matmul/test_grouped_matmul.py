@@ -49,6 +49,7 @@ def test_product_and_gradients(kind):
     close(dw, transposed(x, dy, group_sizes))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("kind", ["some empty", "short"])
 def test_gated_and_gradients(kind):
@@ -61,6 +62,7 @@ def test_gated_and_gradients(kind):
         close(got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("form")
 def test_gathered_rows_and_transposed_weights():
     x, w, _, dy = arrays()
@@ -77,6 +79,7 @@ def test_gathered_rows_and_transposed_weights():
     close(dw, transposed(dy, x[rows], group_sizes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_dtypes(dtype):
     x, gate, up, dy = arrays(dtype=dtype)
@@ -94,6 +97,7 @@ def test_dtypes(dtype):
     assert TOLERANCE[dtype] > TOLERANCE["float32"]
 
 
+@pytest.mark.slow
 def test_rows_past_the_sum_may_hold_anything():
     x, w, _, dy = arrays()
     group_sizes = sizes("short", 5, 150)
@@ -103,6 +107,7 @@ def test_rows_past_the_sum_may_hold_anything():
     assert np.isfinite(grouped_matmul_transposed(x, dy, jnp.asarray(group_sizes))).all()
 
 
+@pytest.mark.slow
 def test_vmap():
     x, w, _, dy = (jnp.stack(pair) for pair in zip(arrays(seed=1), arrays(seed=2), strict=True))
     group_sizes = np.stack([sizes("some empty", 5, 150), sizes("one", 5, 150)])
@@ -118,6 +123,7 @@ def test_vmap():
         close(shared[i], product(x[i], w[0], group_sizes[i]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("activation", [None, "swiglu"])
 def test_columns_divided_over_a_mesh(axis_type, activation):
@@ -138,6 +144,7 @@ def test_columns_divided_over_a_mesh(axis_type, activation):
         close(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_in_shard_map_each_device_has_its_own_groups(check_vma):
     x, w, _, dy = arrays(rows=160)
@@ -158,6 +165,7 @@ def test_in_shard_map_each_device_has_its_own_groups(check_vma):
     close(dw, sum(transposed(x[part], dy[part], own) for part, own in parts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "swiglu"])
 @pytest.mark.parametrize("gathered", [False, True])
 def test_rows_divided_over_explicit_axes(activation, gathered):
@@ -201,6 +209,7 @@ def test_gradients_of_the_transposed_product():
     close(dy, product(x[rows], w, group_sizes))
 
 
+@pytest.mark.slow
 def test_the_transposed_product_of_rows_on_explicit_axes():
     x, w, _, y = arrays(rows=160)
     group_sizes = jnp.asarray(sizes("random", 5, 160))
@@ -283,6 +292,7 @@ def test_no_rows():
     np.testing.assert_array_equal(pull(y)[1], np.zeros((5, 24, 20)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("form")
 def test_no_rows_to_take_from():
     """What `rows` names is in no group, and not there."""

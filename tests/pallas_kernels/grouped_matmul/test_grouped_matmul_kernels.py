@@ -43,6 +43,7 @@ def run(function, *args):
         return jax.jit(function)(*args)
 
 
+@pytest.mark.slow
 def test_product():
     x, w, _, _ = arrays()
     group_sizes = sizes("short", GROUPS, ROWS)
@@ -51,6 +52,7 @@ def test_product():
     close(y, product(x, w, group_sizes))
 
 
+@pytest.mark.slow
 def test_transposed_product():
     x, _, _, dy = arrays()
     group_sizes = sizes("short", GROUPS, ROWS)
@@ -145,6 +147,7 @@ def test_in_shard_map_each_device_has_its_own_groups():
         close(y[part], product(x[part], w, group_sizes[GROUPS * i : GROUPS * (i + 1)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("visit_empty", [False, True])
 def test_steps_cover_every_row_once(kind, visit_empty):
@@ -164,6 +167,7 @@ def test_steps_cover_every_row_once(kind, visit_empty):
         assert set(np.asarray(steps[0])) == set(range(7))
 
 
+@pytest.mark.slow
 def test_what_the_kernels_do_not_take():
     x, w, _, _ = arrays(jnp.float16)
     with target.compiling_for(target.TPU_V6E), pytest.raises(UnsupportedError, match="float16"):

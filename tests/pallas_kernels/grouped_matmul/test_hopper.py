@@ -16,6 +16,7 @@ def draw(*shape, dtype=jnp.float16, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape) / shape[-1] ** 0.25, dtype)
 
 
+@pytest.mark.slow
 def test_product_with_groups_at_any_row():
     # More than a tile, none, less than a tile at a row that is no multiple of 8, and rows past the groups.
     group_sizes = np.array([133, 0, 11], np.int32)
@@ -27,6 +28,7 @@ def test_product_with_groups_at_any_row():
     assert not np.asarray(y)[group_sizes.sum() :].any()
 
 
+@pytest.mark.slow
 def test_transposed_product_ignores_neighbours():
     group_sizes = np.array([70, 0, 3], np.int32)
     x, y = draw(85, 128), draw(85, 64, seed=1)

@@ -65,6 +65,7 @@ def output_and_gradients(x, routing, gate, up, down, dout):
     return out, pull(dout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("case", ROUTES)
 def test_output_and_gradients(case, dtype):
@@ -79,6 +80,7 @@ def test_output_and_gradients(case, dtype):
         close(ours, wanted, dtype)
 
 
+@pytest.mark.slow
 def test_gradient_reaches_the_logits():
     x, logits, *w = arrays()
     loss = jax.jit(lambda logits: jnp.sum(moe_mlp(x, route(logits, top_k=2), *w) ** 2))
@@ -88,6 +90,7 @@ def test_gradient_reaches_the_logits():
     np.testing.assert_allclose(slope, jnp.linalg.norm(gradient), rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_vmap():
     x, logits, *w = arrays(tokens=32)
     several = jax.jit(jax.vmap(layer, (0, 0, None, None, None)))(x.reshape(2, 16, -1), logits.reshape(2, 16, -1), *w)
@@ -138,6 +141,7 @@ def test_tokens_and_weights_divided_over_a_mesh(axis_type):
         close(a, np.asarray(b, np.float64))
 
 
+@pytest.mark.slow
 def test_no_tokens():
     x, logits, *w = arrays(tokens=0)
     out, pull = jax.vjp(layer, x, logits, *w)
@@ -146,6 +150,7 @@ def test_no_tokens():
         np.testing.assert_array_equal(gradient, np.zeros(like.shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_tokens_divided_in_shard_map(check_vma):
     x, logits, *w = arrays()

@@ -55,6 +55,7 @@ def test_equals_loops(case):
     compare(route(logits, **options), reference(logits, **options))
 
 
+@pytest.mark.slow
 def test_ties_go_to_the_lower_index():
     routing = route(jnp.zeros((3, 8)), top_k=2, groups=(4, 2))
     np.testing.assert_array_equal(routing.experts, [[0, 1]] * 3)
@@ -102,6 +103,7 @@ def test_gradient_equals_finite_differences(case):
     np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_divided_tokens_have_one_order_under_jit(axis_type):
     logits, options = inputs(4, 16, 12, CASES["groups"])
@@ -114,6 +116,7 @@ def test_divided_tokens_have_one_order_under_jit(axis_type):
     assert gradient.shape == logits.shape
 
 
+@pytest.mark.slow
 def test_in_shard_map_each_device_has_its_own_order():
     logits, options = inputs(5, 16, 12, CASES["capacity"])
     mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,))
@@ -126,12 +129,14 @@ def test_in_shard_map_each_device_has_its_own_order():
         compare(mine, reference(logits[8 * i : 8 * i + 8], **options))
 
 
+@pytest.mark.slow
 def test_bfloat16_logits():
     logits, options = inputs(6, 8, 12, {"top_k": 3})
     logits = jnp.asarray(logits, jnp.bfloat16)
     compare(route(logits, **options), reference(np.asarray(logits, np.float32), **options))
 
 
+@pytest.mark.slow
 def test_losses():
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((10, 4))
@@ -181,6 +186,7 @@ def test_numbers_of_numpy():
     compare(route(logits, **options), reference(logits, **options))
 
 
+@pytest.mark.slow
 def test_no_tokens():
     logits = jnp.zeros((0, 12))
     routing = route(logits, top_k=2)
