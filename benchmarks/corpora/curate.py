@@ -25,8 +25,8 @@ def config() -> CurationConfig:
         domain="General",
         level="L2",
         inputs=(
-            Input(kind="html", path=f"{debian}/html"),
-            Input(kind="html", path=f"{debian}/man"),
+            Input(kind="html", path=f"{debian}/html", name="html"),
+            Input(kind="html", path=f"{debian}/man", name="man"),
         ),
         recipe=(Step("html-text"), *PROSE, *UNIQUE),
     )
@@ -34,7 +34,7 @@ def config() -> CurationConfig:
         name="books",
         domain="Science",
         level="L2",
-        inputs=(Input(kind="pdf", path=f"{debian}/pdf"),),
+        inputs=(Input(kind="pdf", path=f"{debian}/pdf", name="pdf"),),
         recipe=(
             Step("pdf-text"),
             Step("keep-languages", probability=0.5),
