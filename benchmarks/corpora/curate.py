@@ -10,9 +10,10 @@ PROSE = (
     Step("keep-languages", probability=0.5),
     Step("drop-garbled-text"),
     Step("gopher-repetition"),
-    Step("gopher-quality"),
-    Step("c4-quality", final_marks=False),
-    Step("fineweb-quality"),
+    # Manuals have signs, braces and headings that the rules for web pages take for noise.
+    Step("gopher-quality", min_alphabetic=0.6),
+    Step("c4-quality", final_marks=False, curly_brackets=False),
+    Step("fineweb-quality", min_final_marks=0.02),
 )
 UNIQUE = (Step("exact-duplicates"), Step("near-duplicates"), Step("replace-personal-data"))
 
