@@ -14,6 +14,7 @@ from davinci_jax.errors import CheckpointError
 from davinci_jax.experiment import Experiment, ModelConfig
 from davinci_jax.models.decoder import Decoder, build
 from davinci_jax.training.fingerprint import fingerprint
+from davinci_jax.training.run_directory import check_same_model
 from davinci_jax.training.seal import find_damage, is_sealed, read_meta
 from davinci_jax.training.trees import abstract, nested, steps_on_disk, unnested
 
@@ -26,8 +27,9 @@ def load_model(experiment: Experiment, step: int | None = None) -> tuple[Decoder
       step: the checkpoint; `None` takes the newest whole one.
 
     Raises:
-      CheckpointError: there is none, or the one asked for is damaged.
+      CheckpointError: there is none, the one asked for is damaged, or the run trains another model.
     """
+    check_same_model(experiment)
     folder = pathlib.Path(experiment.run.path).absolute() / "checkpoints"
     steps = [s for s in (steps_on_disk(folder) if folder.is_dir() else []) if is_sealed(folder / str(s))]
     if not steps or (step is not None and step not in steps):

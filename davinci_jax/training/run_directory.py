@@ -79,18 +79,36 @@ def lock(directory: pathlib.Path) -> Iterator[None]:
 
 def check_same(old: Experiment, new: Experiment, directory: pathlib.Path) -> None:
     """Raises `CheckpointError` with the list of differing fields unless both experiments compute the same."""
-    if fingerprint(old) == fingerprint(new):
-        return
-    before, after = identity(old), identity(new)
+    if fingerprint(old) != fingerprint(new):
+        remedy = "use its experiment.json to continue it, or give this one another run.directory"
+        _compare(identity(old), identity(new), directory, remedy)
+
+
+def check_same_model(experiment: Experiment) -> None:
+    """Raises `CheckpointError` unless the model is the one that the run in the directory trains, if there is a run.
+
+    A field such as `rope_base` changes no shape: the checkpoint would load, and compute something else.
+    """
+    file = pathlib.Path(experiment.run.path) / "experiment.json"
+    if file.is_file():
+        there, here = (
+            {name: value for name, value in identity(one).items() if name.startswith("model.")}
+            for one in (load_config(str(file)), experiment)
+        )
+        remedy = "leave the model as its experiment.json has it, or name the directory of another run"
+        _compare(there, here, file.parent, remedy)
+
+
+def _compare(before: dict[str, Any], after: dict[str, Any], directory: pathlib.Path, remedy: str) -> None:
+    """Raises with the list of differing fields, if there are any."""
     names = [name for name in sorted(before.keys() | after.keys()) if before.get(name, "-") != after.get(name, "-")]
+    if not names:
+        return
     shown = "; ".join(
         f"{name}: {before.get(name, 'unset')} there, {after.get(name, 'unset')} here" for name in names[:8]
     )
     more = f" and {len(names) - 8} more fields" if len(names) > 8 else ""
-    raise CheckpointError(
-        str(directory), None, f"holds a run of another experiment ({shown}{more})",
-        "use its experiment.json to continue it, or give this one another run.directory",
-    )  # fmt: skip
+    raise CheckpointError(str(directory), None, f"holds a run of another experiment ({shown}{more})", remedy)
 
 
 def record_curriculum(directory: pathlib.Path, experiment: Experiment, timeline: Timeline) -> None:

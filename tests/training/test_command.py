@@ -306,6 +306,22 @@ def test_resuming_with_a_changed_config(finished, capsys):
     assert "run.seed: 0 there, 5 here" in line
 
 
+@pytest.mark.parametrize("override", ["model.mlp_size=64", "model.rope_base=50.0"])
+@pytest.mark.parametrize(
+    "verb", [("evaluate",), ("generate", "--prompt", "abc", "--max-new-tokens", "4"), ("serve", "--port", "0")]
+)
+def test_reading_a_checkpoint_as_another_model(finished, capsys, verb, override):
+    """One override changes a shape; the other would load and give figures of a model that was never trained."""
+    file = finished / "run" / "evaluations" / f"{LAST}.json"
+    before = file.read_bytes()
+    line = fails(capsys, verb[0], finished / "run", *verb[1:], override)
+    name, value = override.split("=")
+    assert "holds a run of another experiment" in line
+    assert f"{name}: " in line
+    assert f"{value} here" in line
+    assert file.read_bytes() == before
+
+
 def test_resuming_on_other_shards(finished, tmp_path, capsys):
     root = tmp_path / "copy"
     shutil.copytree(finished, root)
