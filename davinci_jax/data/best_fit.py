@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -145,6 +146,24 @@ def make_plan(shards: ShardSet, length: int) -> pathlib.Path:
     return folder
 
 
+def count_rows(shards: ShardSet, length: int) -> int:
+    """Returns the rows of `length` tokens that a split is packed in; writes no plan where there is none.
+
+    Raises:
+      DataError: the plan or the document offsets are damaged.
+    """
+    if (plan_folder(shards, length) / "plan.json").is_file():
+        return BestFitRows(shards, length).num_rows
+    shards.verify_file(shards.entry.offsets)
+    return sum(len(packed.counts) for packed in _windows(shards, length))
+
+
+def _windows(shards: ShardSet, length: int) -> Iterator[Packed]:
+    """Packs the documents of a split, window by window."""
+    for begin in range(0, shards.entry.documents, WINDOW):
+        yield pack(np.array(shards.document_offsets[begin : begin + WINDOW + 1]), length)
+
+
 def _write_plan(shards: ShardSet, length: int, folder: pathlib.Path) -> None:
     rows = pieces = 0
     with (
@@ -153,8 +172,7 @@ def _write_plan(shards: ShardSet, length: int, folder: pathlib.Path) -> None:
         (folder / "start").open("wb") as start,
         (folder / "length").open("wb") as lengths,
     ):
-        for begin in range(0, shards.entry.documents, WINDOW):
-            packed = pack(np.array(shards.document_offsets[begin : begin + WINDOW + 1]), length)
+        for packed in _windows(shards, length):
             (np.cumsum(packed.counts) - packed.counts + pieces).tofile(first)
             checksums(*packed).tofile(check)
             packed.start.tofile(start)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from davinci_jax.data.batch import NO_TARGET, PADDING_SEGMENT, Batch
-from davinci_jax.data.manifest import shard_folder
+from davinci_jax.data.manifest import NAME, shard_folder
 from davinci_jax.data.shards import ShardSet
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import DataConfig
@@ -100,7 +100,7 @@ def open_rows(data: DataConfig, source: int, split: str = "train") -> Rows:
     """
     config = data.sources[source]
     folder = shard_folder(data, config)
-    if not (folder / "manifest.json").is_file():
+    if not (folder / NAME).is_file():
         raise DataError(
             f"data.sources[{config.name}]",
             str(folder),
@@ -118,9 +118,19 @@ def open_rows(data: DataConfig, source: int, split: str = "train") -> Rows:
 
 
 def counted_rows(data: DataConfig, source: int) -> int | None:
-    """Returns the training rows of a source whose shard set is there, else `None`; raises `DataError` on a bad one."""
-    found = (shard_folder(data, data.sources[source]) / "manifest.json").is_file()
-    return open_rows(data, source).num_rows if found else None
+    """Returns the training rows of a source whose shard set is there, else `None`; writes nothing.
+
+    Raises:
+      DataError: a damaged shard set.
+    """
+    folder = shard_folder(data, data.sources[source])
+    if not (folder / NAME).is_file():
+        return None
+    if data.packing == "best_fit":
+        from davinci_jax.data.best_fit import count_rows  # it builds on this module
+
+        return count_rows(ShardSet(folder), data.sequence_length)
+    return open_rows(data, source).num_rows
 
 
 def _fill(shards: ShardSet, ranges: Ranges, batch: Batch, mask_questions: bool) -> None:

@@ -10,8 +10,10 @@ from shard_sets import write_shards
 
 from davinci_jax.data import best_fit
 from davinci_jax.data.best_fit import BestFitRows, best_fit_decreasing, make_plan, pack, plan_folder
+from davinci_jax.data.rows import counted_rows
 from davinci_jax.data.shards import ShardSet
 from davinci_jax.errors import DataError
+from davinci_jax.experiment import DataConfig, Source
 
 
 def one_by_one(sizes, capacity):
@@ -74,6 +76,18 @@ def test_the_plan_is_made_once_for_each_length_and_set(tmp_path):
     assert (plan_folder(shards, 16) / "start").stat().st_mtime_ns == written
     write_shards(tmp_path / "t", [[1] * n for n in range(1, 21)])
     assert plan_folder(ShardSet(tmp_path / "t"), 16).name != plan_folder(shards, 16).name
+
+
+def test_counting_rows_writes_nothing(tmp_path, monkeypatch):
+    """A plan of a run promises to change nothing; the count is that of the rows which training would open."""
+    monkeypatch.setattr(best_fit, "WINDOW", 7)
+    write_shards(tmp_path / "s", [[1] * n for n in range(1, 20)])
+    before = sorted(tmp_path.rglob("*"))
+    source = Source(name="s", domain="Code", level="L2", tokens=100)
+    data = DataConfig(root=str(tmp_path), sources=(source,), sequence_length=16, packing="best_fit")
+    counted = counted_rows(data, 0)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert counted == BestFitRows(ShardSet(tmp_path / "s"), 16).num_rows == counted_rows(data, 0)
 
 
 def test_many_hosts_may_make_the_plan_at_once(tmp_path):
