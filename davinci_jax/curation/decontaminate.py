@@ -14,7 +14,7 @@ import json
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ class Hit(NamedTuple):
     """Words in a row that a document shares with a benchmark's record.
 
     Attributes:
-      benchmark: name of the file.
+      benchmark: name of the file, with the folders above it that tell it from another of that name.
       record: its id in the file, or "line N".
       words: how many words in a row.
       document_text, benchmark_text: the passage as either spells it.
@@ -81,8 +81,12 @@ class Decontaminate:
             raise ConfigError("decontaminate.benchmarks", (), "is empty", "name the JSONL files of the benchmarks")
 
     def parameters(self) -> dict[str, Any]:
-        digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in self._files()}
-        return {**dataclasses.asdict(self), "benchmarks": digests}
+        files = self._files()
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files]
+        return {
+            **dataclasses.asdict(self),
+            "benchmarks": sorted(map(list, zip(told_apart(files), digests, strict=True))),
+        }
 
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         index = self._index(self.ngram)
@@ -99,7 +103,8 @@ class Decontaminate:
                 yield document
 
     def _files(self) -> list[pathlib.Path]:
-        return [file for path in self.benchmarks for file in benchmark_files(path)]
+        # A folder and a file in it may both be named; it is one file still.
+        return list(dict.fromkeys(file.resolve() for path in self.benchmarks for file in benchmark_files(path)))
 
     @functools.cached_property
     def _stamps(self) -> tuple[tuple[str, int, int], ...]:
@@ -180,12 +185,36 @@ def benchmark_files(path: str) -> list[pathlib.Path]:
     return files
 
 
-def read_records(file: pathlib.Path, fields: tuple[str, ...]) -> list[tuple[str, str, str]]:
-    """Returns (file name, record, text) of a benchmark file; raises `DataError` for a line that is no record."""
+def told_apart(files: Sequence[pathlib.Path]) -> list[str]:
+    """Returns the names of files, each with as many folders above it as tell it from the others: math/test.jsonl."""
+
+    def end(file: pathlib.Path, depth: int) -> str:
+        return "/".join(file.parts[-depth:])
+
+    alike: dict[str, list[pathlib.Path]] = {}
+    for file in files:
+        alike.setdefault(file.name, []).append(file)
+    names = []
+    for file in files:
+        others = [other for other in alike[file.name] if other != file]
+        depths = range(1, len(file.parts))
+        depth = next((n for n in depths if all(end(other, n) != end(file, n) for other in others)), len(file.parts))
+        names.append(end(file, depth))
+    return names
+
+
+def read_records(file: pathlib.Path, fields: tuple[str, ...], name: str = "") -> list[tuple[str, str, str]]:
+    """Returns (name, record, text) of a benchmark file; raises `DataError` for a line that is no record.
+
+    Args:
+      file: JSONL, compressed or not.
+      fields: keys of a record that are joined; none: every text in it.
+      name: what the file is called; "" for its own name.
+    """
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
             return [
-                (file.name, *_record(file, number, line, fields))
+                (name or file.name, *_record(file, number, line, fields))
                 for number, line in enumerate(lines, 1)
                 if line.strip()
             ]
@@ -230,5 +259,7 @@ def _shared_index(
     stamps: tuple[tuple[str, int, int], ...], fields: tuple[str, ...], n: int, normalise_numbers: bool
 ) -> NgramIndex:
     """Returns the index of files that are known by name, time and size, built once for a process."""
-    records = [record for file, _, _ in stamps for record in read_records(pathlib.Path(file), fields)]
+    files = [pathlib.Path(file) for file, _, _ in stamps]
+    named = zip(files, told_apart(files), strict=True)
+    records = [record for file, name in named for record in read_records(file, fields, name)]
     return NgramIndex(records, n, normalise_numbers)

@@ -138,6 +138,27 @@ def test_the_recipe_knows_the_benchmarks_by_content(benchmark):
     assert str(folder) not in json.dumps(before)
 
 
+def test_benchmarks_of_one_name_are_told_apart(benchmark):
+    records, folder = benchmark
+    files = []
+    for n, name in enumerate(("gsm8k/main", "math/main", "aime")):
+        (folder / name).mkdir(parents=True)
+        files.append(write(folder / name, records[n : n + 1], "test.jsonl"))
+    operation = Decontaminate(benchmarks=tuple(files))
+    before = operation.parameters()
+    names = ["aime/test.jsonl", "gsm8k/main/test.jsonl", "math/main/test.jsonl"]
+    assert [name for name, _ in before["benchmarks"]] == names
+    _, rejects = run(operation, *(record["question"] for record in records[:3]))
+    assert [document.metadata["contamination"][0]["benchmark"] for document, _ in rejects] == [*names[1:], names[0]]
+    for n, name in enumerate(("gsm8k/main", "math/main", "aime")):
+        file = write(folder / name, records[n : n + 2], "test.jsonl")
+        changed = Decontaminate(benchmarks=tuple(files)).parameters()
+        assert changed != before, file
+        before = changed
+    twice = Decontaminate(benchmarks=(str(folder / "aime"), files[2]))
+    assert [name for name, _ in twice.parameters()["benchmarks"]] == ["test.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [("{", "line 1"), ("[1]", "no JSON object"), ('{"other": 1}', "did|no field"), ("\xff", "line 1|JSON")],
