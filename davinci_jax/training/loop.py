@@ -22,7 +22,7 @@ from davinci_jax.training.inputs import Inputs, check_unchanged, open_inputs, sh
 from davinci_jax.training.interrupt import StopRequest
 from davinci_jax.training.layout import BatchLayout, batch_layout
 from davinci_jax.training.monitor import Monitor
-from davinci_jax.training.run_directory import lock, open_run_directory, record_curriculum
+from davinci_jax.training.run_directory import open_run_directory, record_curriculum
 from davinci_jax.training.state import TrainState, abstract_state, init_state, make_optimizer
 from davinci_jax.training.step import make_step
 from davinci_jax.training.watchdog import Watchdog
@@ -48,8 +48,7 @@ def train(experiment: Experiment) -> Outcome:
         stack.enter_context(jax.set_mesh(mesh))
         layout = batch_layout(experiment, mesh)
         inputs = open_inputs(experiment, layout)
-        directory = open_run_directory(experiment)
-        stack.enter_context(lock(directory))
+        directory = stack.enter_context(open_run_directory(experiment))
         record_curriculum(directory, experiment, inputs.timeline)
         checkpoints = Checkpoints(directory / "checkpoints", experiment.checkpoint)
         try:

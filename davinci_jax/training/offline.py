@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 from typing import Any
@@ -59,25 +60,23 @@ def import_run(experiment: Experiment, folder: pathlib.Path) -> pathlib.Path:
     _check_same_model(experiment, huggingface.read_config(folder), folder)
     _check_same_tokenizer(experiment, folder)
     mesh = make_mesh(experiment.mesh)
-    with jax.set_mesh(mesh):
-        inputs = open_inputs(experiment, batch_layout(experiment, mesh))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        inputs = stack.enter_context(contextlib.closing(open_inputs(experiment, batch_layout(experiment, mesh))))
         model = huggingface.load_weights(experiment.model, folder)  # before anything is made: it may be damaged
-        directory = open_run_directory(experiment)
+        directory = stack.enter_context(open_run_directory(experiment))
         checkpoints = Checkpoints(directory / "checkpoints", experiment.checkpoint)
-        try:
-            if checkpoints.steps():
-                raise CheckpointError(
-                    str(directory),
-                    None,
-                    f"has checkpoints of steps {checkpoints.steps()} already",
-                    "give the run another run.directory",
-                )
-            optimizer = make_optimizer(experiment, inputs.timeline)
-            state = TrainState(jnp.zeros((), jnp.int32), model, jax.jit(optimizer.init)(model))
-            checkpoints.save(state, {"shards": shard_fingerprints(inputs.rows, experiment)})
-        finally:
-            inputs.close()
-            checkpoints.close()
+        stack.enter_context(contextlib.closing(checkpoints))
+        if checkpoints.steps():
+            raise CheckpointError(
+                str(directory),
+                None,
+                f"has checkpoints of steps {checkpoints.steps()} already",
+                "give the run another run.directory",
+            )
+        optimizer = make_optimizer(experiment, inputs.timeline)
+        state = TrainState(jnp.zeros((), jnp.int32), model, jax.jit(optimizer.init)(model))
+        checkpoints.save(state, {"shards": shard_fingerprints(inputs.rows, experiment)})
     return directory
 
 

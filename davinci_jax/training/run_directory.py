@@ -20,18 +20,25 @@ from davinci_jax.files import write_atomically
 from davinci_jax.training.distributed import on_first_host
 
 
-def open_run_directory(experiment: Experiment) -> pathlib.Path:
-    """Returns the run directory, made if it is not there, with the resolved experiment in it.
+@contextlib.contextmanager
+def open_run_directory(experiment: Experiment) -> Iterator[pathlib.Path]:
+    """Gives the run directory, made if it is not there, with the resolved experiment in it; locked until it is left.
+
+    The lock is taken before anything is written, so a start that is refused leaves a run that goes on as it is. Only
+    the first host holds it.
 
     Raises:
-      CheckpointError: the directory belongs to an experiment that computes something else; says what differs.
+      CheckpointError: the directory belongs to an experiment that computes something else, with what differs, or
+        another process is training there.
+      ConfigError: the directory cannot be made.
     """
     directory = pathlib.Path(experiment.run.path)
-    on_first_host(lambda: _open(directory, experiment))
-    return directory
+    with contextlib.ExitStack() as stack:
+        on_first_host(lambda: _open(directory, experiment, stack))
+        yield directory
 
 
-def _open(directory: pathlib.Path, experiment: Experiment) -> None:
+def _open(directory: pathlib.Path, experiment: Experiment, stack: contextlib.ExitStack) -> None:
     file = directory / "experiment.json"
     if file.is_file():
         check_same(load_config(str(file)), experiment, directory)
@@ -46,35 +53,25 @@ def _open(directory: pathlib.Path, experiment: Experiment) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
         raise ConfigError("run.directory", str(directory), "cannot be made", "name another folder") from error
+    _lock(directory, stack)
     write_atomically(file, to_json(_from_anywhere(experiment)))
+
+
+def _lock(directory: pathlib.Path, stack: contextlib.ExitStack) -> None:
+    """Keeps other processes from training in the run directory until the stack is left."""
+    file = stack.enter_context((directory / ".lock").open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CheckpointError(
+            str(directory), None, "is being trained by another process", "wait for it or stop it"
+        ) from error
 
 
 def _from_anywhere(experiment: Experiment) -> Experiment:
     """Returns the experiment with `data.root` absolute: verbs read it from the run directory, started in any folder."""
     data = dataclasses.replace(experiment.data, root=os.path.abspath(experiment.data.root))
     return dataclasses.replace(experiment, data=data)
-
-
-@contextlib.contextmanager
-def lock(directory: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from training in the run directory; only the first host holds the lock.
-
-    Raises:
-      CheckpointError: another process is training there.
-    """
-    with contextlib.ExitStack() as stack:
-
-        def take() -> None:
-            file = stack.enter_context((directory / ".lock").open("w"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise CheckpointError(
-                    str(directory), None, "is being trained by another process", "wait for it or stop it"
-                ) from error
-
-        on_first_host(take)
-        yield
 
 
 def check_same(old: Experiment, new: Experiment, directory: pathlib.Path) -> None:

@@ -351,13 +351,23 @@ def test_a_loss_that_is_not_finite_names_step_and_batch(copied, capsys):
 
 
 def test_two_processes_never_train_in_one_directory(copied, capsys):
+    """The one that is refused has changed nothing, though it may write other intervals into the directory."""
     root, experiment = copied
     config = tiny_run.write_config(experiment, root / "config.json")
-    (root / "run").mkdir()
+    succeeds(capsys, "train", config)
+    resolved = (root / "run" / "experiment.json").read_bytes()
+    folder = root / "hf"
+    succeeds(capsys, "convert", "to-hf", root / "run", folder)
+    shutil.rmtree(root / "run" / "checkpoints")
     with (root / "run" / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert "is being trained by another process" in fails(capsys, "train", config)
-    succeeds(capsys, "train", config)
+        for verb in (("train", config), ("convert", "from-hf", folder, config)):
+            line = fails(capsys, *verb, "checkpoint.every_steps=7")
+            assert "is being trained by another process" in line
+            assert (root / "run" / "experiment.json").read_bytes() == resolved
+    assert not (root / "run" / "checkpoints").exists()
+    succeeds(capsys, "train", config, "checkpoint.every_steps=7")
+    assert load_config(str(root / "run")).checkpoint.every_steps == 7
 
 
 def test_trace_refuses_other_shards_than_the_run_saw(finished, tmp_path, capsys):
