@@ -223,15 +223,18 @@ def test_shard_sets_replace_the_declared_size(tmp_path, monkeypatch):
     assert re.search(r"100k( \w+)* 25\.6k 0\.26", words)
 
 
-def test_status_follows_the_last_process_and_its_silence(tmp_path):
+@pytest.mark.parametrize("event", ["sigterm", "sigint", "non_finite"])
+def test_status_follows_the_last_process_and_its_silence(tmp_path, event):
     folder = report_run.write(tmp_path / "run", steps=30)
     assert read_run(folder).status == "stopped"  # its lines are of the year 2001
     with open(folder / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"kind": "train", **report_run.line(31, time=read_run(folder).now)}) + "\n")
     assert read_run(folder).status == "running"
     with open(folder / "metrics.jsonl", "a") as file:
-        file.write('{"kind": "event", "event": "sigterm", "step": 31, "time": 1e9}\n')
+        file.write(json.dumps({"kind": "event", "event": event, "step": 32, "time": 1e9}) + "\n")
     assert read_run(folder).status == "stopped"
+    assert read_run(folder).step == 32
+    assert tables.events(read_run(folder))[-1]["warning"]
 
 
 @pytest.mark.slow

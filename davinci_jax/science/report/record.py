@@ -19,7 +19,8 @@ from davinci_jax.training.metrics import Metrics, read_metrics
 
 # A run that wrote nothing for this long has ended without saying so.
 _SILENCE_SECONDS = 900.0
-_STOPS = ("sigterm", "sigint")
+# Events that a process ends with before the last step.
+_STOPS = ("sigterm", "sigint", "non_finite")
 
 
 @dataclasses.dataclass(frozen=True)

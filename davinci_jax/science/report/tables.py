@@ -176,7 +176,7 @@ def events(run: Record) -> list[dict[str, str]]:
             "time": row["time"],
             "details": f"{len(row['steps'])} checkpoints" if len(row["steps"]) > 1 else row["details"],
             "warning": row["name"]
-            in ("damaged_checkpoint", "unfinished_checkpoint", "sigterm", "sigint", "tracker_dropped"),
+            in ("damaged_checkpoint", "unfinished_checkpoint", "sigterm", "sigint", "non_finite", "tracker_dropped"),
         }
         for row in rows
     ]
