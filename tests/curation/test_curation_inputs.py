@@ -9,6 +9,7 @@ import lzma
 import os
 import pathlib
 import tarfile
+import tracemalloc
 import zipfile
 
 import fsspec
@@ -150,8 +151,6 @@ def test_a_source_that_is_not_there_is_told(tmp_path, kind):
 
 
 def test_a_document_of_a_hundred_megabytes_is_a_reject_and_is_not_held_in_memory(tmp_path):
-    import tracemalloc
-
     page = b"<html><body>" + b"<p>text</p>" * 100
     with gzip.open(tmp_path / "big.html.gz", "wb", compresslevel=1) as out:
         for _ in range(100):
@@ -229,6 +228,59 @@ def test_a_bomb_ends_where_it_passes_its_bound(tmp_path, monkeypatch, ending):
     assert sum(len(document.raw) for document in documents.values()) <= limit
     [reason] = rejects.values()
     assert f"holds more than {archives.RATIO} times as much" in reason
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar.gz"])
+def test_members_that_are_refused_count_towards_the_bound(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(archives, "_ALLOWANCE", 2**17)
+    monkeypatch.setattr(archives, "RATIO", 10)
+    members = {f"{n:03d}.txt": bytes(2**15) for n in range(60)}
+    file = tmp_path / f"bomb.{ending}"
+    if ending == "zip":
+        write_zip(file, members)
+    else:
+        write_tar(file, members, "w:gz")
+    _, rejects = read("folder", tmp_path, max_bytes=2**14)
+    assert "holds more than 10 times as much" in rejects.pop(f"in/{file.name}")
+    assert set(rejects.values()) == {"more than 16384 bytes"}
+    assert len(rejects) < 20
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_bomb_of_headers_is_not_read_into_memory(tmp_path, kind):
+    value = b"x" * (32 * 2**20)
+    head = tarfile.TarInfo("head")
+    head.type, head.size = kind, len(value)
+    with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz", compresslevel=1) as archive:
+        archive.addfile(tarfile.TarInfo("first.txt"))
+        archive.addfile(head, io.BytesIO(value))
+        archive.addfile(tarfile.TarInfo("last.txt"))
+    tracemalloc.start()
+    _, rejects = read("folder", tmp_path, max_bytes=2**20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rejects.pop("in/bomb.tar.gz!/first.txt") == "empty"
+    assert list(rejects) == ["in/bomb.tar.gz"]
+    assert "its headers have more than" in rejects["in/bomb.tar.gz"]
+    assert peak < 8 * 2**20
+
+
+def test_long_names_and_many_members_of_a_tar(tmp_path):
+    names = {f"{'d/' * 1000}{n}.txt": b"x" * 3000 for n in range(400)}
+    write_tar(tmp_path / "pack.tar.gz", names | {"y" * 5000: b"y", "last.txt": b"z"}, "w:gz")
+    documents, rejects = read("folder", tmp_path)
+    assert len(documents) == 401
+    assert f"in/pack.tar.gz!/{'y' * 100}...{'y' * 100}" in rejects
+    assert "a name of more than 4096 bytes" in rejects.values()
+
+
+def test_a_zip_of_another_method_is_refused_unread(tmp_path):
+    with zipfile.ZipFile(tmp_path / "pack.zip", "w") as archive:
+        archive.writestr("a.txt", b"x" * 1000, zipfile.ZIP_BZIP2)
+        archive.writestr("b.txt", b"y")
+    documents, rejects = read("folder", tmp_path)
+    assert [*documents] == ["in/pack.zip!/b.txt"]
+    assert rejects == {"in/pack.zip!/a.txt": "compressed by a method that is not read"}
 
 
 def test_damaged_archives_and_files_are_rejects(tmp_path):
