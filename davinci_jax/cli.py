@@ -162,10 +162,20 @@ def _curation(args: argparse.Namespace) -> CurationConfig | None:
 
 def _experiment(args: argparse.Namespace) -> Experiment:
     experiment = load_config(args.config)
-    if pathlib.Path(args.config).is_dir():
-        # A run directory may have been moved since it was written.
-        experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, directory=args.config))
+    directory = _run_directory(pathlib.Path(args.config))
+    if directory is not None:
+        # It may have been moved since it was written.
+        experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, directory=str(directory)))
     return apply_overrides(experiment, args.overrides)
+
+
+def _run_directory(config: pathlib.Path) -> pathlib.Path | None:
+    """Returns the run directory that a config names, itself or by the experiment.json in it; `None` for another."""
+    if config.is_dir():
+        return config
+    left_by_a_run = ("curriculum.jsonl", "metrics.jsonl", "checkpoints")
+    is_of_a_run = config.name == "experiment.json" and any((config.parent / name).exists() for name in left_by_a_run)
+    return config.parent if is_of_a_run else None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -215,6 +215,22 @@ def test_a_run_is_read_from_any_folder(finished, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "elsewhere" / "moved" / "evaluations" / f"{LAST}.json").is_file()
 
 
+def test_the_experiment_of_a_moved_run_is_read_as_its_folder(finished, tmp_path, capsys):
+    """Training would else start anew where the run lay before; a resolved experiment elsewhere keeps its directory."""
+    moved, alone = tmp_path / "moved", tmp_path / "alone"
+    shutil.copytree(finished / "run", moved)
+    experiment = tiny_run.make_experiment(finished)
+    old = tmp_path / "old"
+    experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, directory=str(old)))
+    tiny_run.write_config(experiment, moved / "experiment.json")
+    succeeds(capsys, "train", moved / "experiment.json")
+    assert not old.exists()
+    assert json.loads(succeeds(capsys, "plan", moved / "experiment.json", "--json"))["directory"] == str(moved)
+    alone.mkdir()
+    config = tiny_run.write_config(experiment, alone / "experiment.json")
+    assert json.loads(succeeds(capsys, "plan", config, "--json"))["directory"] == str(old)
+
+
 def test_report_is_written(finished, capsys):
     succeeds(capsys, "report", finished / "run")
     assert "tiny" in (finished / "run" / "report.html").read_text()
