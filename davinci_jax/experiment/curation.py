@@ -148,6 +148,7 @@ class CurationConfig:
         checks.positive("curation", task_bytes=self.task_bytes)
         if self.executor == "slurm" and self.slurm is None:
             raise ConfigError("curation.slurm", None, "is not set", "name the partition: slurm=Slurm(partition=...)")
+        checks.list_of(CuratedSource, "curation.sources", self.sources)
         names = [source.name for source in self.sources]
         if not names:
             raise ConfigError("curation.sources", (), "is empty", "name at least one source")

@@ -103,12 +103,14 @@ class Stage:
     mixture: Mapping[str, float]
 
     def __post_init__(self):
+        checks.text("curriculum", name=self.name)
         section = f"curriculum[{self.name}]"
         checks.positive(section, tokens=self.tokens)
         if not self.name or set("/=.") & set(self.name):
             raise ConfigError(
                 f"{section}.name", self.name, "cannot be part of a dotted name", "use letters, digits, '-' and '_'"
             )
+        checks.list_of(Batch, f"{section}.batch", self.batch)
         if not self.batch:
             raise ConfigError(f"{section}.batch", (), "is empty", "give at least one batch size")
         for piece in self.batch[:-1]:

@@ -41,6 +41,7 @@ class Source:
     loss: str = "all"
 
     def __post_init__(self):
+        checks.text("data.sources", name=self.name)
         section = f"data.sources[{self.name}]"
         checks.one_of(section, LEVELS, level=self.level)
         checks.one_of(section, ("all", "answers"), loss=self.loss)
@@ -84,6 +85,7 @@ class DataConfig:
         checks.within("data", 0, 0.5, heldout=self.heldout)
         checks.within("data", 0, 256, workers=self.workers)
         checks.one_of("data", ("concat", "best_fit"), packing=self.packing)
+        checks.list_of(Source, "data.sources", self.sources)
         names = [source.name for source in self.sources]
         if not names:
             raise ConfigError("data.sources", (), "is empty", "name at least one source")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from davinci_jax.errors import ConfigError, nearest
+from davinci_jax.experiment import checks
 from davinci_jax.experiment.curriculum import Stage
 from davinci_jax.experiment.data import DataConfig
 from davinci_jax.experiment.model import ModelConfig
@@ -37,6 +38,7 @@ class Experiment:
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     def __post_init__(self):
+        checks.list_of(Stage, "curriculum", self.curriculum)
         if not self.curriculum:
             raise ConfigError("curriculum", (), "has no stage", "name at least one stage")
         if self.data.sequence_length > self.model.max_positions:

@@ -21,6 +21,7 @@ class MeshConfig:
     fsdp: int = -1
 
     def __post_init__(self):
+        checks.number("mesh", **dataclasses.asdict(self))
         for name, value in dataclasses.asdict(self).items():
             if value == 0 or value < -1:
                 raise ConfigError(
@@ -113,6 +114,7 @@ class RunConfig:
         )
         checks.within("run", 0, float("inf"), watchdog_seconds=self.watchdog_seconds)
         checks.within("run", 0, 2**31 - 1, seed=self.seed)
+        checks.text("run", name=self.name)
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ConfigError("run.name", self.name, "cannot be a folder name", "use letters, digits, '-' and '_'")
 

@@ -41,13 +41,38 @@ def test_recipe_json_and_run_directory_are_the_same(tmp_path):
             "import dataclasses as d\ndef config():\n    return d.replace(small(), run=RunConfig(name='x', seed=.5))\n",
             r"run\.seed = 0\.5: is not a whole number",
         ),
-        ("def config():\n    return RunConfig(name=3)\n", r"recipe\.py:4.*cannot be run \(TypeError"),
+        ("def config():\n    return RunConfig(name=3)\n", r"^run\.name = 3: is not text; put it in quotes"),
     ],
 )
 def test_recipes_that_are_none(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(recipe(tmp_path, text))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "model=replace(small().model, vocab_size='4096')",
+            r"^model\.vocab_size = '4096': is not a number; give a number",
+        ),
+        ("model=replace(small().model, z_loss='0')", r"^model\.z_loss = '0': is not a number"),
+        ("mesh=MeshConfig(fsdp='8')", r"^mesh\.fsdp = '8': is not a number"),
+        ("data=replace(small().data, sources=None)", r"^data\.sources: is None, not a list; give a list of Source"),
+        ("data=replace(small().data, sources=['web'])", r"^data\.sources: lists a str; list Source alone"),
+        ("curriculum=small().curriculum[0]", r"^curriculum: is a Stage, not a list; give a list of Stage"),
+        (
+            "curriculum=(replace(small().curriculum[0], batch=Batch(size=2)),)",
+            r"^curriculum\[1\]\.batch: is a Batch, not a list; give a list of Batch",
+        ),
+        ("curriculum=(replace(small().curriculum[0], name=1),)", r"^curriculum\.name = 1: is not text"),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_its_field(tmp_path, change, message):
+    text = f"from dataclasses import replace\ndef config():\n    return replace(small(), {change})\n"
+    with pytest.raises(ConfigError, match=message):
+        load_config(recipe(tmp_path, text))
 
 
 def test_other_user_errors_of_a_recipe_pass_through(tmp_path):
