@@ -50,9 +50,10 @@ def within(section: str, low: float, high: float, **values: float | None) -> Non
     number(section, **values)
     for name, value in values.items():
         if value is not None and not (low <= value <= high and value < math.inf):
-            raise ConfigError(
-                f"{section}.{name}", value, f"is outside [{low:g}, {high:g}]", f"give a number from {low:g} to {high:g}"
-            )
+            problem, remedy = f"is outside [{low:g}, {high:g}]", f"give a number from {low:g} to {high:g}"
+            if high == math.inf:
+                problem, remedy = f"must be at least {low:g} and finite", f"give {low:g} or more"
+            raise ConfigError(f"{section}.{name}", value, problem, remedy)
 
 
 def one_of(section: str, known: Iterable[str], **values: str) -> None:

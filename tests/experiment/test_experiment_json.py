@@ -87,7 +87,7 @@ DELETE = object()
         ("curriculum.0.tokens", float("inf"), r"curriculum\[1\]\.tokens = inf: must be above 0 and finite"),
         ("curriculum.0.mixture", {"Genral": 1}, r"'Genral': is no domain of the sources; did you mean 'General'"),
         ("curriculum.0.mixture", {"QA": 1}, r"'QA': has no source in this stage"),
-        ("curriculum.0.mixture", {"General": -1}, r"mixture\.General = -1\.0: is outside"),
+        ("curriculum.0.mixture", {"General": -1}, r"mixture\.General = -1\.0: must be at least 0"),
         ("curriculum.0.mixture", {"General": 0}, r"mixture = {'General': 0\.0}: adds up to nothing"),
         ("curriculum.0.batch.0.steps", None, r"curriculum\[1\]\.batch\.steps: only the last piece may leave out"),
         ("curriculum.0.batch.1.steps", 3, r"curriculum\[1\]\.batch\.steps = 3: the last piece lasts to the end"),

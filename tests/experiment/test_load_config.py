@@ -38,6 +38,10 @@ def test_recipe_json_and_run_directory_are_the_same(tmp_path):
         ),
         ("def config():\n    return OptimizerConfig(beta1=1.5)\n", r"optimizer\.beta1 = 1\.5: is outside \[0, 1\]"),
         (
+            "def config():\n    return LearningRate(peak=1, warmup_steps=-1)\n",
+            r"warmup_steps = -1: must be at least 0 and finite; give 0 or more",
+        ),
+        (
             "import dataclasses as d\ndef config():\n    return d.replace(small(), run=RunConfig(name='x', seed=.5))\n",
             r"run\.seed = 0\.5: is not a whole number",
         ),
