@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.IGNORECASE)
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+# Codecs of the encodings that browsers know (https://encoding.spec.whatwg.org). Python has more, which no page is in:
+# codecs of bytes, and punycode, whose time is quadratic. Of x-user-defined and "replacement" Python has none.
+_WEB_CODECS = frozenset(
+    {f"iso8859-{number}" for number in range(2, 17) if number != 12}
+    | {f"cp{number}" for number in (866, 874, 932, 949, *range(1250, 1259))}
+    | {"utf-8", "utf-16", "utf-16-le", "utf-16-be", "koi8-r", "koi8-u", "mac-roman", "mac-cyrillic", "tis-620"}
+    | {"gb2312", "gbk", "gb18030", "big5", "big5hkscs", "euc_jp", "iso2022_jp", "shift_jis", "euc_kr"}
+)
 _DEPTH = 400  # nested elements; beyond it extractors recurse too deep
 _TAG = re.compile(rb"<(/?)([a-zA-Z][a-zA-Z0-9]*)[^<>]*?(/?)>")
 _VOID = frozenset(b"area base br col embed hr img input link meta param source track wbr p li dt dd tr td th".split())
@@ -168,7 +176,7 @@ def decode(raw: bytes, charset: object = None) -> str:
     for encoding in (*named, "utf-8"):
         try:
             return raw.decode(_web_encoding(encoding))
-        except (LookupError, UnicodeDecodeError):
+        except (LookupError, ValueError):  # a name may hold a zero byte, and not every codec raises UnicodeDecodeError
             continue
     return raw.decode(detect_encoding(raw) or "cp1252", "replace")
 
@@ -316,9 +324,17 @@ def _replace(tree: HTMLTree, node: DOMNode, text: str) -> None:
 
 
 def _web_encoding(name: str) -> str:
-    """Returns the encoding that the web means by a name: Latin-1 and ASCII stand for Windows-1252."""
+    """Returns the encoding that the web means by a name: Latin-1 and ASCII stand for Windows-1252.
+
+    Raises:
+      LookupError, ValueError: no encoding of the web has that name.
+    """
     found = codecs.lookup(name.strip()).name
-    return "cp1252" if found in ("iso8859-1", "ascii") else found
+    if found in ("iso8859-1", "ascii"):
+        return "cp1252"
+    if found not in _WEB_CODECS:
+        raise LookupError(f"{found} is no encoding of the web")
+    return found
 
 
 def _tidy(text: str) -> str:

@@ -10,7 +10,7 @@ from davinci_jax.curation.documents import Document
 from davinci_jax.curation.fineweb import FineWebQuality
 from davinci_jax.curation.garbled import DropGarbledText
 from davinci_jax.curation.gopher import GopherQuality, GopherRepetition
-from davinci_jax.curation.html import HtmlCareful, HtmlText
+from davinci_jax.curation.html import HtmlCareful, HtmlText, decode
 from davinci_jax.curation.language import KeepLanguages
 from davinci_jax.curation.licences import FindLicence
 from davinci_jax.curation.minhash import NearDuplicates
@@ -86,3 +86,9 @@ def test_pages_take_a_moment(raw):
     left = []
     assert seconds(lambda: left.extend(HtmlText(keep_raw=True).apply(iter([document]), lambda d, r: None))) < 6
     assert seconds(lambda: list(HtmlCareful().apply(iter(left), lambda d, r: None))) < 20
+
+
+@pytest.mark.parametrize("name", ["punycode", "idna", "unicode_escape", "utf-7"])
+def test_encodings_that_no_page_is_in_take_a_moment(name):
+    raw = f"<meta charset='{name}'>-".encode() + b"a" * 600_000
+    assert seconds(lambda: decode(raw)) < 1

@@ -106,6 +106,11 @@ def test_the_careful_pass_falls_back_on_the_fast_text(fast):
         ("\ufeffü".encode("utf-16-le"), None, "ü"),
         ("ü".encode(), "no-such-encoding", "ü"),
         ("ü".encode(), "latin-9x", "ü"),
+        ("ü".encode(), "no\x00name", "ü"),
+        # Codecs of Python that no page is in, some of which raise an error of their own.
+        *(("ü".encode(), name, "ü") for name in ("punycode", "idna", "hex", "undefined", "mbcs", "rot13", "cp037")),
+        ("привет".encode("koi8-r"), "koi8-r", "привет"),
+        ("안녕".encode("euc-kr"), "ks_c_5601-1987", "안녕"),
     ],
 )
 def test_encodings(raw, charset, expected):
