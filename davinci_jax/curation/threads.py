@@ -40,6 +40,7 @@ _KEPT = (
     "ContentLicense",
 )
 _BUCKET_BYTES = 64 * 2**20
+_MOST_BUCKETS = 256  # all are open at once, and 1024 files are what a process usually may have open
 _TAG = re.compile(r"[<|]([^<>|]+)")
 
 
@@ -71,7 +72,8 @@ class StackExchangeReader:
             plain, _ = decompressed(stream, item.path)
             # A dump compresses about six times.
             size = item.size * (6 if item.path.lower().endswith(COMPRESSED) else 1)
-            for bucket in _write_buckets(plain, pathlib.Path(folder), size // _BUCKET_BYTES + 1, item.path):
+            count = min(size // _BUCKET_BYTES + 1, _MOST_BUCKETS)
+            for bucket in _write_buckets(plain, pathlib.Path(folder), count, item.path):
                 for posts in _threads(bucket):
                     yield self._acquired(posts)
                 bucket.unlink()

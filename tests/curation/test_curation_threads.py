@@ -5,6 +5,7 @@ import html
 import io
 import json
 import random
+import resource
 import tracemalloc
 
 import pytest
@@ -112,6 +113,17 @@ def test_buckets_change_the_memory_and_not_the_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(threads, "_BUCKET_BYTES", 2000)
     assert {thread.name: thread.raw for thread in read(tmp_path, *rows)} == whole
     assert len(whole) == 59
+
+
+def test_a_large_dump_opens_no_more_files_than_a_process_may(tmp_path, monkeypatch):
+    rows = [question(n) for n in range(1, 60)]
+    monkeypatch.setattr(threads, "_BUCKET_BYTES", 1)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+    try:
+        assert len(read(tmp_path, *rows)) == 59
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 class Endless(io.RawIOBase):
