@@ -182,7 +182,7 @@ class Apply(PipelineStep):
         if hasattr(operation, "bind"):
             folder = self._task.job.folder / "kept" / operation.name
             folder.mkdir(parents=True, exist_ok=True)
-            operation = operation.bind(folder, rank)
+            operation = operation.bind(folder)
         yield from through(operation, self._row, data, self._task.open(rank))
 
 

@@ -29,9 +29,10 @@ class Operation(Protocol):
       level: its Darwin level, "L0" to "L9".
       batch: optional, 1 where it is left out: how many documents one call of `apply` is given. Should the call
         raise, the engine gives it the documents one by one and rejects the one that raises.
-      bind: optional, `bind(folder, task)` returns the operation that works in that task. The folder belongs to the
-        operation's name in this source and outlives edits of the recipe: raw generations of a model lie there. Whoever
-        uses it keys what it keeps by all that decides it.
+      bind: optional, called once a task: `bind(folder)` returns the operation that works in it. The folder belongs to
+        the operation's name in this source and outlives edits of the recipe: raw generations of a model lie there. All
+        tasks share it, several at a time. Whoever uses it keys what it keeps by all that decides it, and never by the
+        task, to which other documents may belong in the next run.
     """
 
     name: str

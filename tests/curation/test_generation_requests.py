@@ -10,14 +10,19 @@ import time
 
 import pytest
 import scripted_server
+from rich.console import Console
 from scripted_server import Reply
 
 from davinci_jax.curation import language
-from davinci_jax.curation.documents import Document
+from davinci_jax.curation.documents import Document, read_documents
 from davinci_jax.curation.generation import client as client_module
+from davinci_jax.curation.generation import operation as operation_module
+from davinci_jax.curation.generation import store as store_module
 from davinci_jax.curation.generation.refine import Refine
 from davinci_jax.curation.generation.store import GenerationStore, request_key
+from davinci_jax.curation.run import curate
 from davinci_jax.errors import ConfigError, DataError
+from davinci_jax.experiment.curation import CuratedSource, CurationConfig, Input, Step
 
 # Servers that are slow, down or killed take their time.
 pytestmark = pytest.mark.slow
@@ -156,7 +161,7 @@ def test_the_key_of_the_server_goes_to_the_server_alone(tmp_path, monkeypatch):
     with scripted_server.serve(cleaned) as server:
         made, _ = refine(server, tmp_path, [document(1)], key_variable="THAT_KEY")
         assert server.headers_seen[0]["Authorization"] == "Bearer hunter2"
-    kept = "".join(file.read_text() for file in tmp_path.rglob("*") if file.is_file())
+    kept = "".join(file.read_text(errors="replace") for file in tmp_path.rglob("*") if file.is_file())
     assert "hunter2" not in kept + made["d1"].to_json()
     operation = Refine(endpoint="replay", model="m", key_variable="THAT_KEY")
     assert "hunter2" not in str(operation.parameters())
@@ -264,6 +269,59 @@ def test_killed_in_the_middle_and_started_again_pays_no_request_twice(tmp_path):
     assert texts == [document.text for document in whole.values()]
 
 
+def curated(tmp_path, server, task_bytes, **settings):
+    """Curates the files of tmp_path/raw as a new process would; returns the texts of the documents by id."""
+    operation_module._opened.cache_clear()
+    step = {"endpoint": server.url, "model": "m", "characters": 400, "delay": 0.01, "patience": 1.0, **settings}
+    given = Input(kind="jsonl", path=str(tmp_path / "raw"), name="in")
+    source = CuratedSource(name="s", domain="D", level="L4", inputs=(given,), recipe=(Step("refine", **step),))
+    made = CurationConfig(root=str(tmp_path / "root"), sources=(source,), workers=1, task_bytes=task_bytes)
+    [result] = curate(made, Console(quiet=True))
+    tasks = len(list((result.folder / "documents").iterdir()))
+    return {document.id: document.text for document in documents_of(result.folder)}, tasks
+
+
+def documents_of(folder):
+    for file in sorted((folder / "documents").iterdir()):
+        yield from read_documents(file)
+
+
+def write_raw(folder, number):
+    folder.mkdir(exist_ok=True)
+    made = document(number)
+    (folder / f"{number:02d}.jsonl").write_text(json.dumps({"id": made.id, "text": made.text}) + "\n")
+    return (folder / f"{number:02d}.jsonl").stat().st_size
+
+
+def test_a_new_file_that_moves_the_bounds_of_all_tasks_is_all_that_is_paid(tmp_path):
+    size = max(write_raw(tmp_path / "raw", n) for n in range(1, 8))
+    with scripted_server.serve(cleaned) as server:
+        before, tasks = curated(tmp_path, server, 2 * size + 10)
+        assert (len(before), tasks, len(server.payloads)) == (7, 4, 7)
+        write_raw(tmp_path / "raw", 0)  # sorts first, so every second document belongs to another task
+        after, tasks = curated(tmp_path, server, 2 * size + 10)
+        assert (len(after), tasks) == (8, 4)
+        assert [scripted_server.material(payload)[0][:10] for payload in server.payloads[7:]] == ["Part 0 of "]
+    assert all(after[name] == text for name, text in before.items())
+
+
+def test_a_run_that_stopped_half_way_goes_on_with_other_tasks_and_pays_nothing_twice(tmp_path):
+    size = max(write_raw(tmp_path / "raw", n) for n in range(1, 9))
+
+    def script(payload, times):
+        return cleaned(payload) if len(server.paid) < script.until else Reply(status=401)
+
+    script.until = 5
+    with scripted_server.serve(script) as server:
+        with pytest.raises(DataError, match="status 401"):
+            curated(tmp_path, server, 2 * size + 10, concurrency=1)
+        assert len(server.paid) == 5
+        script.until = 1000
+        made, tasks = curated(tmp_path, server, 3 * size + 10)
+        assert (len(made), tasks) == (8, 3)
+        assert len(server.paid) == len({json.dumps(payload) for payload in server.paid}) == 8
+
+
 def test_a_line_that_a_kill_cut_short_is_asked_again_and_spoils_nothing(tmp_path):
     store = GenerationStore(tmp_path)
     payloads = [{"prompt": f"{n} \ud800 é"} for n in range(3)]
@@ -280,6 +338,44 @@ def test_a_line_that_a_kill_cut_short_is_asked_again_and_spoils_nothing(tmp_path
     assert again.get(request_key(payloads[0])) == {"text": "0 \ud800 é"}
 
 
+def test_answers_are_found_with_their_keys_without_them_and_while_others_write(tmp_path, monkeypatch):
+    payloads = [{"prompt": f"{n}"} for n in range(40)]
+    keys = [request_key(payload) for payload in payloads]
+
+    def put(store, n):
+        store.put(keys[n], "label", payloads[n], {"text": payloads[n]["prompt"]})
+
+    def known(store):
+        return [n for n, key in enumerate(keys) if (store.get(key) or {}).get("text") == f"{n}"]
+
+    writers, reader = [GenerationStore(tmp_path) for _ in range(3)], GenerationStore(tmp_path)
+    for n in range(20):
+        put(writers[n % 3], n)
+    assert known(reader) == []
+    assert known(writers[0]) == list(range(0, 20, 3))
+    reader.refresh()
+    assert known(reader) == list(range(20))
+    for n in range(20, 30):
+        put(writers[n % 2], n)
+    reader.refresh()
+    reader.refresh()
+    assert known(reader) == list(range(30))
+    assert len(reader._columns[0]) == 30
+    # A kill between an answer and its key, in the middle of a key, and files of before there were keys.
+    with monkeypatch.context() as patched:
+        patched.setattr(store_module, "_begin", lambda key: pytest.fail("read from the answers"))
+        GenerationStore(tmp_path)
+    first, second, third = sorted(tmp_path.glob("*.keys"))
+    first.write_bytes(first.read_bytes()[:-40])
+    second.write_bytes(second.read_bytes()[:-7])
+    third.unlink()
+    assert known(GenerationStore(tmp_path)) == list(range(30))
+    # A crash of the machine may keep a key without its answer.
+    for file in tmp_path.glob("*.jsonl"):
+        file.write_bytes(file.read_bytes()[:-5])
+    assert len(known(GenerationStore(tmp_path))) == 27
+
+
 def test_a_full_disk_stops_before_more_is_paid(tmp_path):
     store = GenerationStore(tmp_path)
 
@@ -292,7 +388,7 @@ def test_a_full_disk_stops_before_more_is_paid(tmp_path):
 
         truncate = seek = lambda self, place: None
 
-    store._out = (tmp_path / "full.jsonl", Full())
+    store._out = store_module._Out(tmp_path / "full.jsonl", Full(), Full())
     with pytest.raises(DataError, match="No space left"):
         store.put("00", "label", {}, {})
     with pytest.raises(DataError, match="cannot be written"):

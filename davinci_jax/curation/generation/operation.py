@@ -82,9 +82,14 @@ class Generative(abc.ABC):
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in _TRANSPORT}
         return {**fields, "prompt": self.words().record}
 
-    def bind(self, folder: pathlib.Path, task: int) -> Generative:
-        """Returns the operation with its raw generations in a folder of the source, one a task."""
-        return self if self.store else dataclasses.replace(self, store=str(folder / f"{task:05d}"))
+    def bind(self, folder: pathlib.Path) -> Generative:
+        """Returns the operation with its raw generations in a folder of the source.
+
+        All tasks share it: a document that another cut of the source brings to another task is not paid again.
+        """
+        bound = self if self.store else dataclasses.replace(self, store=str(folder))
+        bound._open_store().refresh()
+        return bound
 
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         documents = list(documents)
