@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from davinci_jax.data.tokenizer import SentencePieceTokenizer
 from davinci_jax.errors import CheckpointError, DataError
 from davinci_jax.experiment import Experiment, to_dict
 from davinci_jax.models import huggingface
@@ -81,18 +82,28 @@ def import_run(experiment: Experiment, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _check_same_tokenizer(experiment: Experiment, folder: pathlib.Path) -> None:
-    """Raises if the folder has a tokenizer and it is not the run's: its weights would be fed other ids."""
-    mine = open_tokenizer(experiment).content
-    for file in (folder / "tokenizer.json", folder / "tokenizer.model"):
-        if file.is_file() and tokenizer_path(experiment).suffix == file.suffix:
-            theirs = file.read_bytes()
-            if theirs != mine and (file.suffix != ".json" or json.loads(theirs) != json.loads(mine)):
-                raise CheckpointError(
-                    str(file),
-                    None,
-                    f"is another tokenizer than {tokenizer_path(experiment)}",
-                    "copy it there and shard again, so that ids mean what the weights have learnt",
-                )
+    """Raises if the folder has another tokenizer than the run, of the same format: its weights would be fed other ids.
+
+    Where the folder has none of that format, a line says that nothing was compared.
+    """
+    mine = open_tokenizer(experiment)
+    formats = ("tokenizer.json", "tokenizer.model")
+    file = folder / formats[isinstance(mine, SentencePieceTokenizer)]
+    if not file.is_file():
+        found = " ".join(name for name in formats if (folder / name).is_file()) or "no tokenizer"
+        print(
+            f"{tokenizer_path(experiment)} could not be compared with the tokenizer that the weights have learnt: "
+            f"{folder} holds {found}; see to it that both give the same ids"
+        )
+        return
+    theirs = file.read_bytes()
+    if theirs != mine.content and (file.suffix != ".json" or json.loads(theirs) != json.loads(mine.content)):
+        raise CheckpointError(
+            str(file),
+            None,
+            f"is another tokenizer than {tokenizer_path(experiment)}",
+            "copy it there and shard again, so that ids mean what the weights have learnt",
+        )
 
 
 def _check_same_model(experiment: Experiment, found: Any, folder: pathlib.Path) -> None:

@@ -13,6 +13,7 @@ import urllib.request
 import jax
 import numpy as np
 import pytest
+import sentencepiece
 import tiny_run
 
 from davinci_jax.cli import main
@@ -197,6 +198,25 @@ def test_weights_of_another_tokenizer_are_refused(finished, tmp_path, capsys):
     tokenizer["model"]["merges"].pop()
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert "tokenizer.json: is another tokenizer than" in fails(capsys, "convert", "from-hf", folder, run, other + "-2")
+
+
+def test_tokenizers_that_cannot_be_compared_are_told(finished, tmp_path, capsys):
+    run, folder, other = finished / "run", tmp_path / "hf", f"run.directory={tmp_path / 'again'}"
+    succeeds(capsys, "convert", "to-hf", run, folder)
+    assert "compared" not in succeeds(capsys, "convert", "from-hf", folder, run, other + "-1")
+    trained = tmp_path / "pieces.model"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["abc abd", "bca dab"] * 50), model_writer=trained.open("wb"), vocab_size=20,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    # Its shards are of another tokenizer, which is told next.
+    assert main(["convert", "from-hf", str(folder), str(run), other + "-2", f"data.tokenizer={trained}"]) == 2
+    assert f"{trained} could not be compared" in capsys.readouterr().out
+    for found, name in (("tokenizer.model", "tokenizer.model"), ("no tokenizer", "vocab.txt")):
+        next(folder.glob("tokenizer.[jm]*")).rename(folder / name)
+        out = succeeds(capsys, "convert", "from-hf", folder, run, f"{other}-{name}")
+        assert "could not be compared with the tokenizer that the weights have learnt" in out
+        assert f"{folder} holds {found}; see to it" in out
 
 
 def test_a_run_is_read_from_any_folder(finished, tmp_path, capsys, monkeypatch):
