@@ -49,10 +49,9 @@ def _curriculum(plan: dict[str, Any]) -> Tree:
 
 
 def _learning_rate(rate: dict[str, Any]) -> str:
+    """Returns the rates of the stage's first and last step, which show how stages meet, and the way between them."""
     warmup = f"{rate['warmup_steps']:,} steps of warm-up to {rate['peak']:g}, then " if rate["warmup_steps"] else ""
-    if rate["shape"] == "constant":
-        return f"{warmup}constant {rate['peak']:g}"
-    return f"{warmup}{rate['shape']} from {rate['peak']:g} to {rate['last']:g}"
+    return f"{rate['first']:.4g} -> {rate['last']:.4g}  ({warmup}{rate['shape']})"
 
 
 def _batch(piece: dict[str, Any]) -> str:
