@@ -103,6 +103,31 @@ def test_a_document_below_95_percent_is_put_again_and_then_rejected(name, tmp_pa
     assert made == []
     assert rejects == {"d": f"1 of 1 pieces failed in 2 rounds (1 {REASONS.get(name, name)})"}
     assert [payload["seed"] for payload in server.payloads] == [0, 1, 2, 3]
+    assert [payload["temperature"] for payload in server.payloads] == [0.0, 0.7, 0.7, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, [0.0, 0.7]), ({"retry_temperature": 0.3}, [0.0, 0.3]), ({"temperature": 0.9}, [0.9, 0.9])],
+    ids=str,
+)
+def test_a_greedy_server_is_not_asked_for_the_same_answer_again(settings, expected, tmp_path):
+    def greedy(payload, times):
+        return BAD["truncated"] if payload["temperature"] == expected[0] else f"<CLEANED_TEXT>{CLEAN}</CLEANED_TEXT>"
+
+    _, _, server = run(
+        lambda url: Refine(endpoint=url, model="m", store=str(tmp_path), rounds=1, **settings),
+        greedy,
+        Document(id="d", text=GOOD),
+    )
+    assert [payload["temperature"] for payload in server.payloads] == expected
+
+
+def test_the_temperature_of_further_attempts_decides_the_result():
+    first, second = (Refine(endpoint="replay", model="m", retry_temperature=value) for value in (0.7, 0.5))
+    assert first.parameters() != second.parameters()
+    with pytest.raises(ConfigError, match="retry_temperature"):
+        Refine(endpoint="replay", model="m", retry_temperature=-1)
 
 
 def test_a_document_that_succeeds_when_it_is_put_again(tmp_path):

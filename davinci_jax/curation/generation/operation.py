@@ -41,6 +41,8 @@ class Generative(abc.ABC):
       seed: of the first attempt; every further attempt or sample of one request counts on from it, so that no two
         of them are the same request.
       attempts: how often a request is put before its unusable answers are given up.
+      retry_temperature: the least temperature of every attempt after the first. A server that takes the likeliest
+        token each time heeds no seed: at temperature 0 it would sell the same unusable answer again.
       store: folder of raw generations; by default a folder of the source that outlives edits of the recipe.
       key_variable: environment variable that holds the key of the server.
       timeout, retries, delay, patience: see `Endpoint`.
@@ -56,6 +58,7 @@ class Generative(abc.ABC):
     max_tokens: int = 2048
     seed: int = 0
     attempts: int = 2
+    retry_temperature: float = 0.7
     store: str | None = None
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = 600.0
@@ -67,7 +70,7 @@ class Generative(abc.ABC):
 
     def __post_init__(self):
         checks.positive(self.name, max_tokens=self.max_tokens, attempts=self.attempts, concurrency=self.concurrency)
-        checks.within(self.name, 0, 10, temperature=self.temperature)
+        checks.within(self.name, 0, 10, temperature=self.temperature, retry_temperature=self.retry_temperature)
         checks.within(self.name, 0, 1, top_p=self.top_p)
         if not self.model:
             raise ConfigError(f"{self.name}.model", self.model, "is empty", "name the model as the server knows it")
@@ -123,6 +126,7 @@ class Generative(abc.ABC):
         label: str,
         attempt: int = 0,
         words: prompts.Prompt | None = None,
+        temperature: float | None = None,
     ) -> Generation:
         """Asks for one generation.
 
@@ -132,13 +136,19 @@ class Generative(abc.ABC):
           label: for what it is asked, to find it again among the raw generations.
           attempt: tells repetitions and samples of one request apart, by their seed.
           words: the prompt, if it is another than the operation's.
+          temperature: if it is another than the operation's.
 
         Raises:
           RequestFailed: there is no answer.
         """
         payload = (words or self.words()).payload(sections, self.chat)
-        settings = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
+        temperature = self.temperature if temperature is None else temperature
+        settings = {"temperature": temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
         return await ask({**payload, **settings, "seed": self.seed + attempt}, label)
+
+    def temperature_of(self, attempt: int) -> float:
+        """Returns the temperature of an attempt at a request whose answers so far were of no use."""
+        return max(self.temperature, self.retry_temperature) if attempt else self.temperature
 
     async def first_good(
         self, ask: Ask, sections: Sequence[tuple[str, str]], label: str, read: Read, turn: int = 0
@@ -156,7 +166,9 @@ class Generative(abc.ABC):
         trouble = ""
         for attempt in range(turn * self.attempts, (turn + 1) * self.attempts):
             try:
-                said, trouble = read(await self.put(ask, sections, f"{label}@{attempt}", attempt))
+                temperature = self.temperature_of(attempt)
+                answer = await self.put(ask, sections, f"{label}@{attempt}", attempt, temperature=temperature)
+                said, trouble = read(answer)
             except RequestFailed as error:
                 said, trouble = None, f"no answer: {error}"
             if trouble is None:
