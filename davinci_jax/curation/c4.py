@@ -12,6 +12,7 @@ from typing import Any
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.pipeline import Reject
+from davinci_jax.curation.spans import Spans, put
 from davinci_jax.curation.words import tokeniser_version, word_tokeniser
 
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
@@ -53,38 +54,46 @@ class C4Quality:
 
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         for document in documents:
-            text, reason = self.lines(document.text)
-            if text is None:
+            lines, reason = self._lines(document.text)
+            if reason:
                 reject(document, reason)
-            elif text == document.text:
+                continue
+            text, (questions, parts) = _joined(document.text, lines, (document.questions, document.parts))
+            if text == document.text:
                 yield document
             else:
                 # The page's bytes are still those of the document: a careful pass may come.
-                yield document.with_text(text, raw=document.raw)
+                yield document.with_text(text, raw=document.raw, questions=questions, parts=parts)
 
-    def lines(self, text: str) -> tuple[str | None, str]:
-        """Returns the text of the lines that stay and "", or `None` and why the document is dropped."""
+    def _lines(self, text: str) -> tuple[list[tuple[int, int, str]], str]:
+        """Returns (start, end, what is left) of each line that stays, and why the document is dropped, "" if it is not.
+
+        Start and end are those of the line in the text, without the blanks around it.
+        """
         count_sentences = word_tokeniser(self.tokeniser).count_sentences
-        sentences, kept = 0, []
-        for whole in text.splitlines():
+        sentences, kept, after = 0, [], 0
+        for whole in text.splitlines(keepends=True):
+            after += len(whole)
             words = whole.split()
-            line = self._line(whole.strip(), words)
+            stripped = whole.strip()
+            line = self._line(stripped, words)
             if line is None:
                 continue
             small = line.lower()
             if "lorem ipsum" in small:
-                return None, "lorem_ipsum"
+                return [], "lorem_ipsum"
             if "javascript" in small:
                 continue
             if self.curly_brackets and "{" in line:
-                return None, "curly_bracket"
+                return [], "curly_bracket"
             if _POLICY.search(small):
                 continue
             sentences += count_sentences(line)
-            kept.append(line)
+            start = after - len(whole.lstrip())
+            kept.append((start, start + len(stripped), line))
         if sentences < self.min_sentences:
-            return None, "too_few_sentences"
-        return "\n".join(kept).strip(), ""
+            return [], "too_few_sentences"
+        return kept, ""
 
     def _line(self, line: str, words: list[str]) -> str | None:
         """Returns a line without citation marks, `None` if its form is not that of a sentence."""
@@ -95,3 +104,19 @@ class C4Quality:
         if self.final_marks and (not line.endswith(_ENDS) or line.endswith("...")):
             return None
         return line if len(words) >= self.min_words else None
+
+
+def _joined(text: str, lines: list[tuple[int, int, str]], marks: tuple[Spans, ...]) -> tuple[str, tuple[Spans, ...]]:
+    """Returns the text of the lines that stay, and marks on the text moved to where they are then."""
+    if not any(marks):
+        return "\n".join(line for _, _, line in lines).strip(), marks
+    cuts, end = [], 0
+    for start, stop, line in lines:
+        cuts.append((end, start, "\n" if end else ""))
+        if len(line) < stop - start:
+            found = _CITATION.finditer(text[start:stop])
+            cuts += [(start + citation.start(), start + citation.end(), "") for citation in found]
+        end = stop
+    whole, marks = put(text, [*cuts, (end, len(text), "")], marks, around=False)
+    first, last = len(whole) - len(whole.lstrip()), max(len(whole.rstrip()), len(whole) - len(whole.lstrip()))
+    return put(whole, [(0, first, ""), (last, len(whole), "")], marks, around=False)

@@ -6,18 +6,17 @@ make a text anonymous.
 
 from __future__ import annotations
 
-import bisect
 import collections
 import dataclasses
 import ipaddress
-import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.pipeline import Reject
+from davinci_jax.curation.spans import Spans, put
 from davinci_jax.errors import ConfigError, nearest
 
 KINDS = ("email", "ip", "phone", "secret")
@@ -94,9 +93,6 @@ class ReplacePersonalData:
                 yield document.with_text(text, questions=questions, parts=parts, metadata=metadata)
 
 
-Spans = tuple[tuple[int, int], ...]
-
-
 def replace(
     text: str, kinds: tuple[str, ...] = KINDS, marks: tuple[Spans, ...] = ()
 ) -> tuple[str, collections.Counter[str], tuple[Spans, ...]]:
@@ -105,16 +101,16 @@ def replace(
     Args:
       text: what is looked through.
       kinds: what is looked for.
-      marks: lists of spans [start, end) of the text, which come back as spans of the new one.
+      marks: lists of spans of the text, which come back as spans of the new one.
     """
     counts: collections.Counter[str] = collections.Counter()
 
     def cut(pattern: re.Pattern[str], kind: str, fits: Callable[[re.Match[str]], bool], group: int = 0) -> None:
         nonlocal text, marks
-        cuts = [found.span(group) for found in pattern.finditer(text) if fits(found)]
+        cuts = [(*found.span(group), f"<{kind.upper()}>") for found in pattern.finditer(text) if fits(found)]
         if cuts:
             counts[kind] += len(cuts)
-            text, marks = _put(text, cuts, f"<{kind.upper()}>", marks)
+            text, marks = put(text, cuts, marks)
 
     if "secret" in kinds:
         for words, pattern in _SECRET_PATTERNS:
@@ -129,31 +125,6 @@ def replace(
     if "phone" in kinds:
         cut(_PHONE, "phone", lambda found: 9 <= sum(map(str.isdigit, found.group())) <= 15)
     return text, counts, marks
-
-
-def _put(
-    text: str, cuts: Sequence[tuple[int, int]], word: str, marks: tuple[Spans, ...]
-) -> tuple[str, tuple[Spans, ...]]:
-    """Returns the text with a word in place of each cut, in order, and marks moved to where they are then.
-
-    A mark that begins or ends inside a cut reaches around the word.
-    """
-    starts, pieces, end = [start for start, _ in cuts], [], 0
-    for start, stop in cuts:
-        pieces += [text[end:start], word]
-        end = stop
-    # What the text has grown by once so many cuts are made.
-    grown = [0, *itertools.accumulate(len(word) - (stop - start) for start, stop in cuts)]
-
-    def move(place: int, is_end: bool) -> int:
-        before = bisect.bisect_left(starts, place)  # cuts that begin before the place
-        if before and place < cuts[before - 1][1]:  # inside the last of them
-            start = starts[before - 1] + grown[before - 1]
-            return start + len(word) if is_end else start
-        return place + grown[before]
-
-    moved = tuple(tuple((move(start, False), move(stop, True)) for start, stop in spans) for spans in marks)
-    return "".join([*pieces, text[end:]]), moved
 
 
 def _is_real_address(found: re.Match[str]) -> bool:

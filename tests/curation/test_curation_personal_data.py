@@ -152,3 +152,10 @@ def test_questions_stay_marked():
     document = Document(id="d", text="Who is a@b.io?\nNobody.", questions=((0, 14),))
     [after] = ReplacePersonalData().apply(iter([document]), lambda document, reason: None)
     assert [after.text[slice(*span)] for span in after.questions] == ["Who is <EMAIL>?"]
+
+
+def test_parts_keep_their_names():
+    given = Document(id="d", text="to abc@de.io, then", parts=(("first", 0, 12), ("second", 14, 18)))
+    (made,) = ReplacePersonalData().apply(iter([given]), None)
+    assert made.parts == (("first", 0, 10), ("second", 12, 16))
+    assert made.key == "to <EMAIL>\n\nthen"

@@ -5,6 +5,7 @@ import pathlib
 import random
 import re
 
+import hypothesis
 import pytest
 from datatrove.data import Document as Theirs
 from datatrove.pipeline.filters import (
@@ -13,6 +14,7 @@ from datatrove.pipeline.filters import (
     GopherQualityFilter,
     GopherRepetitionFilter,
 )
+from hypothesis import strategies as st
 
 import davinci_jax
 from davinci_jax.curation.c4 import C4Quality
@@ -154,6 +156,42 @@ def test_brackets_may_stay_where_text_is_about_programs():
     text = "\n".join([*varied(6), "The set {a, b} is small."])
     assert ours(C4Quality(), text) == ("curly_bracket", None)
     assert ours(C4Quality(curly_brackets=False), text) == (None, text)
+
+
+PIECES = st.sampled_from(
+    ["It is {n} words long", " and {n} so on", "?\n", ".\n\n", ".  \r\n\t", "[3]", " [edit] ", "No mark {n} here\n",
+     "Cookie policy {n} here.\n", "\n", "  "]
+)  # fmt: skip
+
+
+@hypothesis.given(st.lists(PIECES, max_size=12), st.lists(st.integers(0, 200), min_size=2, max_size=8))
+def test_marks_stay_with_the_lines_that_they_mark(pieces, places):
+    """Each word has a number of its own, so the words that a mark leads to tell whether it is right."""
+    text = "".join(piece.format(n=f"n{n}n") for n, piece in enumerate(pieces))
+    places = [min(place, len(text)) for place in places]
+    spans = tuple((min(pair), max(pair)) for pair in itertools.pairwise(places) if len(set(pair)) == 2)
+    parts = tuple((f"part{n}", *span) for n, span in enumerate(spans))
+    rule = C4Quality(min_sentences=0, min_words=2)
+    given = Document(id="d", text=text, questions=spans, parts=parts)
+    plain = next(rule.apply(iter([Document(id="d", text=text)]), None))
+    (made,) = rule.apply(iter([given]), None)
+    assert made.text == plain.text
+    moved = {name: made.text[start:end] for name, start, end in made.parts}
+    assert [made.text[start:end] for start, end in made.questions] == list(moved.values())
+    for n, (start, end) in enumerate(spans):
+        left = set(re.findall(r"n\d+n", plain.text))
+        marked = [number for number in re.findall(r"n\d+n", text[start:end]) if number in left]
+        assert re.findall(r"n\d+n", moved.get(f"part{n}", "")) == marked
+
+
+def test_a_question_stays_marked_where_lines_before_and_in_it_go():
+    question = "What is it[2] for?\nMenu\nAnd who made it?\n"
+    answers = "".join(f"This is answer number {n}.\n" for n in range(5))
+    text = f"Home\nThis is the first line.\n{question}{answers}Home\n"
+    at = text.index(question)
+    given = Document(id="d", text=text, questions=((at, at + len(question)), (len(text) - 5, len(text))))
+    (made,) = C4Quality().apply(iter([given]), None)
+    assert [made.text[start:end] for start, end in made.questions] == ["What is it for?\nAnd who made it?\n"]
 
 
 def test_lines_and_paragraphs_are_split_as_the_patterns_of_the_filter_split_them():
