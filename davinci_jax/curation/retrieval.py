@@ -16,6 +16,7 @@ import numpy as np
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.generation.chunks import cut
 from davinci_jax.curation.pipeline import Reject
+from davinci_jax.curation.spans import put
 from davinci_jax.experiment import checks
 
 PLACES = ("before", "after", "metadata")
@@ -173,9 +174,11 @@ class BringReferences:
     def _placed(self, document: Document, references: list[dict[str, Any]]) -> Document:
         block = "".join(f"[{n}] {item['id']}\n{item['text']}\n\n" for n, item in enumerate(references, 1))
         if self.place == "after":
-            return dataclasses.replace(
-                document, text=f"{document.text.rstrip()}\n\nReferences\n\n{block}".rstrip() + "\n"
-            )
+            end = len(document.text.rstrip())
+            marks = document.questions, document.parts
+            text, (questions, parts) = put(document.text, [(end, len(document.text), "")], marks, around=False)
+            text = f"{text}\n\nReferences\n\n{block}".rstrip() + "\n"
+            return dataclasses.replace(document, text=text, questions=questions, parts=parts)
         before = f"Background\n\n{block}"
         return dataclasses.replace(
             document,

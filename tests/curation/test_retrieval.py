@@ -1,6 +1,7 @@
 """References found by BM25, against BM25 worked out document by document."""
 
 import collections
+import dataclasses
 import math
 import re
 
@@ -71,6 +72,25 @@ def test_references_are_the_documents_that_share_rare_terms(tmp_path):
         rare = [f"concept{n // 2}x{k}" for k in range(5)]
         # The terms of its own that no other document has find nobody but itself.
         assert abs(reference["score"] - bm25(rare, documents)[n ^ 1]) < 1e-3
+
+
+def test_marks_end_where_the_text_before_the_references_ends(tmp_path):
+    documents = [
+        dataclasses.replace(
+            document,
+            text=f"{document.text} \n\n",
+            questions=((2, len(document.text) + 3), (len(document.text), len(document.text) + 3)),
+            parts=(("all", 0, len(document.text) + 2),),
+        )
+        for document in corpus(8)
+    ]
+    operation = BringReferences(place="after")
+    for before, after in zip(
+        documents, operation.apply(iter(documents), index(operation, documents, tmp_path), 0, None), strict=True
+    ):
+        assert "\n\nReferences\n\n" in after.text
+        assert [after.text[start:end] for start, end in after.questions] == [before.text.rstrip()[2:]]
+        assert [(name, after.text[start:end]) for name, start, end in after.parts] == [("all", before.text.rstrip())]
 
 
 def test_any_number_of_tasks_gives_the_same(tmp_path):
