@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from davinci_jax.errors import CheckpointError
 from davinci_jax.experiment import CheckpointConfig
 from davinci_jax.training.fingerprint import fingerprint
-from davinci_jax.training.seal import find_damage, is_sealed, read_meta, write_seal
+from davinci_jax.training.seal import find_damage, is_sealed, read_meta, sealed_steps, write_seal
 from davinci_jax.training.state import TrainState
 from davinci_jax.training.trees import describe, nested, steps_on_disk, unnested
 
@@ -50,7 +50,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps with a whole checkpoint, oldest first."""
-        return [step for step in steps_on_disk(self.directory) if is_sealed(self.directory / str(step))]
+        return sealed_steps(self.directory)
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> int:
         """Starts saving the state with `meta` (JSON) and returns its step; waits only for the save before.

@@ -15,8 +15,8 @@ from davinci_jax.experiment import Experiment, ModelConfig
 from davinci_jax.models.decoder import Decoder, build
 from davinci_jax.training.fingerprint import fingerprint
 from davinci_jax.training.run_directory import check_same_model
-from davinci_jax.training.seal import find_damage, is_sealed, read_meta
-from davinci_jax.training.trees import abstract, nested, steps_on_disk, unnested
+from davinci_jax.training.seal import find_damage, read_meta, sealed_steps
+from davinci_jax.training.trees import abstract, nested, unnested
 
 
 def load_model(experiment: Experiment, step: int | None = None) -> tuple[Decoder, int]:
@@ -31,7 +31,7 @@ def load_model(experiment: Experiment, step: int | None = None) -> tuple[Decoder
     """
     check_same_model(experiment)
     folder = pathlib.Path(experiment.run.path).absolute() / "checkpoints"
-    steps = [s for s in (steps_on_disk(folder) if folder.is_dir() else []) if is_sealed(folder / str(s))]
+    steps = sealed_steps(folder)
     if not steps or (step is not None and step not in steps):
         what = "no checkpoint" if not steps else f"no whole checkpoint of this step, but of {steps}"
         raise CheckpointError(str(folder), step, f"holds {what}", "train first, or name another step or run")
@@ -50,7 +50,7 @@ def load_model(experiment: Experiment, step: int | None = None) -> tuple[Decoder
 def sealed_meta(experiment: Experiment) -> dict[str, Any] | None:
     """Returns what lies beside the arrays of the newest finished checkpoint, or `None` if there is none."""
     folder = pathlib.Path(experiment.run.path) / "checkpoints"
-    steps = [step for step in (steps_on_disk(folder) if folder.is_dir() else []) if is_sealed(folder / str(step))]
+    steps = sealed_steps(folder)
     return read_meta(folder / str(steps[-1])) if steps else None
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from davinci_jax.files import write_atomically
+from davinci_jax.training.trees import steps_on_disk
 
 _NAME = re.compile(r"seal-(\d+)-of-(\d+)\.json")
 _OWNER = re.compile(r"ocdbt\.process_(\d+)/")
@@ -37,6 +38,12 @@ def is_sealed(folder: pathlib.Path) -> bool:
     except FileNotFoundError:  # a run that goes on has just removed the step
         return False
     return bool(matches) and len(matches) == int(matches[0][2])
+
+
+def sealed_steps(directory: pathlib.Path) -> list[int]:
+    """Returns the steps of a folder of checkpoints that all hosts have sealed, oldest first; none without it."""
+    steps = steps_on_disk(directory) if directory.is_dir() else []
+    return [step for step in steps if is_sealed(directory / str(step))]
 
 
 def read_meta(folder: pathlib.Path) -> dict[str, Any]:
