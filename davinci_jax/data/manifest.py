@@ -124,12 +124,7 @@ class Manifest:
         try:
             fields = json.loads(file.read_bytes())
         except FileNotFoundError as error:
-            raise DataError(
-                str(folder),
-                None,
-                "holds no shard set" if folder.is_dir() else "does not exist",
-                "make it with `davinci shard CONFIG`",
-            ) from error
+            raise no_shard_set(folder) from error
         except ValueError as error:
             raise _broken(file, f"is not JSON ({error})") from error
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
@@ -161,6 +156,15 @@ def _parse_split(fields: dict[str, Any]) -> SplitEntry:
             "offsets": FileEntry(**fields["offsets"]),
         }
     )
+
+
+def no_shard_set(folder: pathlib.Path, source: str | None = None) -> DataError:
+    """Returns the error of a folder without a manifest, told with the source of the config that it is for, if known."""
+    problem = "holds no shard set" if folder.is_dir() else "does not exist"
+    if source is None:
+        return DataError(str(folder), None, problem, "make it with `davinci shard CONFIG`")
+    remedy = f"make it with `davinci shard CONFIG --source {source}`, or name its folder in `path`"
+    return DataError(f"data.sources[{source}]", str(folder), problem, remedy)
 
 
 def _broken(file: pathlib.Path, problem: str) -> DataError:

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from davinci_jax.data.batch import NO_TARGET, PADDING_SEGMENT, Batch
-from davinci_jax.data.manifest import NAME, shard_folder
+from davinci_jax.data.manifest import NAME, no_shard_set, shard_folder
 from davinci_jax.data.shards import ShardSet
-from davinci_jax.errors import DataError
 from davinci_jax.experiment import DataConfig
 
 
@@ -101,12 +100,7 @@ def open_rows(data: DataConfig, source: int, split: str = "train") -> Rows:
     config = data.sources[source]
     folder = shard_folder(data, config)
     if not (folder / NAME).is_file():
-        raise DataError(
-            f"data.sources[{config.name}]",
-            str(folder),
-            "holds no shard set" if folder.is_dir() else "does not exist",
-            f"make it with `davinci shard CONFIG --source {config.name}`, or name its folder in `path`",
-        )
+        raise no_shard_set(folder, config.name)
     shards = ShardSet(folder, split)
     # Held-out figures cover every token, so that runs which mask questions and runs which do not can be compared.
     arguments = (shards, data.sequence_length, source, config.loss == "answers" and split == "train")
