@@ -48,11 +48,6 @@ def num_active_params(config: ModelConfig) -> int:
     return num_params(config) - _blocks_params(config, active=False) + _blocks_params(config, active=True)
 
 
-def num_layer_params(config: ModelConfig) -> int:
-    """Number of parameters of one block without experts, norms and biases included."""
-    return _attention_params(config) + _mlp_matrices(config)
-
-
 def _blocks_params(config: ModelConfig, active: bool) -> int:
     dense, routed = _num_blocks(config)
     mlps = dense * _mlp_matrices(config) + routed * _moe_matrices(config, active)
