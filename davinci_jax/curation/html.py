@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.pipeline import Reject
+from davinci_jax.curation.versions import installed
 from davinci_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class HtmlText:
             raise ConfigError("html-text.max_bytes", self.max_bytes, "is no bound", "give a number of bytes")
 
     def parameters(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "extractor": installed(self.name, "resiliparse")}
 
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         for document in documents:
@@ -109,7 +110,7 @@ class HtmlCareful:
     level = "L1"
 
     def parameters(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "extractor": installed(self.name, "resiliparse", "trafilatura")}
 
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         for document in documents:

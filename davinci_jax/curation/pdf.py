@@ -11,6 +11,7 @@ from typing import Any
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.pipeline import Reject
+from davinci_jax.curation.versions import installed
 from davinci_jax.errors import ConfigError
 
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -41,7 +42,7 @@ class PdfText:
             )
 
     def parameters(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "extractor": installed(self.name, "pypdf")}
 
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         for document in documents:

@@ -23,6 +23,7 @@ from davinci_jax.curation.html import mark_structure
 from davinci_jax.curation.inputs import Acquired, no_files
 from davinci_jax.curation.pipeline import Reject
 from davinci_jax.curation.places import COMPRESSED, Item, Place, decompressed
+from davinci_jax.curation.versions import installed
 from davinci_jax.errors import ConfigError, DataError
 
 _QUESTION, _ANSWER = "1", "2"
@@ -116,7 +117,7 @@ class ThreadText:
             raise ConfigError("thread-text.max_answers", self.max_answers, "is too few", "give at least 1")
 
     def parameters(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "extractor": installed(self.name, "resiliparse")}
 
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         for document in documents:

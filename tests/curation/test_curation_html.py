@@ -1,9 +1,15 @@
 """Pages with a known text: what both passes must keep, what they leave out, and pages made to break a parser."""
 
+import importlib.metadata
+import re
+
 import pytest
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.html import HtmlCareful, HtmlText, decode, unreadable
+from davinci_jax.curation.pdf import PdfText
+from davinci_jax.curation.threads import ThreadText
+from davinci_jax.errors import ConfigError
 
 FILLER = "This paragraph is long enough to be taken for the text of the page, since it has commas, and full stops. " * 2
 PAGE = f"""<!doctype html><html><head><title>On  sums</title></head><body>
@@ -195,3 +201,25 @@ def test_a_formula_in_a_block_of_code_is_not_lost():
     (second,) = HtmlCareful().apply(iter([first]), None)
     for text in (first.text, second.text):
         assert "```\ncost $n^2$ steps\n```" in text
+
+
+@pytest.mark.parametrize("operation", [HtmlText(), HtmlCareful(), PdfText(), ThreadText()], ids=lambda o: o.name)
+def test_a_result_of_another_version_of_a_library_is_another_result(operation, monkeypatch):
+    before = operation.parameters()
+    for library in re.findall(r"[a-z]+(?= [\d.]+)", before["extractor"]):
+        real = importlib.metadata.version
+        monkeypatch.setattr(
+            importlib.metadata,
+            "version",
+            lambda name, changed=library, real=real: "99" if name == changed else real(name),
+        )
+        assert operation.parameters() != before
+        assert f"{library} 99" in operation.parameters()["extractor"]
+        monkeypatch.undo()
+    monkeypatch.setattr(importlib.metadata, "version", not_installed)
+    with pytest.raises(ConfigError, match="needs the package"):
+        operation.parameters()
+
+
+def not_installed(name):
+    raise importlib.metadata.PackageNotFoundError(name)
