@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.pipeline import is_fatal
 from davinci_jax.curation.places import Item, Place
-from davinci_jax.errors import DataError
+from davinci_jax.errors import DataError, UserError
 from davinci_jax.experiment.curation import CuratedSource, Input
 
 MAX_BYTES = 64 * 2**20  # of one raw document; what is longer is no document but a data set or an attack
@@ -123,13 +125,17 @@ def acquire(
       reader: reads its kind.
       item: the file.
       reject: called with what cannot be a document.
+
+    Raises:
+      DataError: an address cannot be reached, whatever the file holds.
+      OSError: the disk fails.
     """
     unread = Document(id=f"{given.label}/{item.path}")
     if item.refused:
         reject(unread, item.refused)
         return
     try:
-        for found in reader.read(Place(given.path, field(source, given)), item):
+        for found in reader.read(_place(given.path, field(source, given)), item):
             document = stamp(source, given, reader, item, found)
             refused = found.refused if isinstance(found, Acquired) else ""
             if refused := refused or _unfit(document):
@@ -143,6 +149,68 @@ def acquire(
         if is_fatal(error):
             raise
         reject(unread, f"cannot be read ({type(error).__name__}: {error})"[:1000])
+
+
+def _place(path: str, field: str) -> Place:
+    with _reached(path, field):
+        return _Place(path, field)
+
+
+class _Place(Place):
+    """A place that tells trouble on the way to an address from a damaged file: the one passes, the other stays."""
+
+    def open(self, item: Item) -> BinaryIO:
+        if self._local:
+            return super().open(item)
+        with _reached(self.path, self.field):
+            return io.BufferedReader(_Stream(super().open(item), self), 2**16)
+
+
+class _Stream(io.RawIOBase):
+    """The bytes of a file behind an address."""
+
+    def __init__(self, stream: BinaryIO, place: Place):
+        super().__init__()
+        self._stream, self._place = stream, place
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._stream.seekable()
+
+    def readinto(self, buffer: memoryview) -> int:
+        with _reached(self._place.path, self._place.field):
+            found = self._stream.read(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+        super().close()
+
+
+@contextlib.contextmanager
+def _reached(path: str, field: str) -> Iterator[None]:
+    """Raises `DataError` for what goes wrong on the way to an address, unless the file is gone.
+
+    Credentials that ran out, a connection, a timeout: rejecting the file would lose it for good in a task that counts
+    as done.
+    """
+    try:
+        yield
+    except (FileNotFoundError, UserError):
+        raise
+    except Exception as error:  # every file system has exceptions of its own
+        problem = f"cannot be read ({type(error).__name__}: {error})"[:1000]
+        raise DataError(field, path, problem, "see to connection and credentials, then start it again") from error
 
 
 def stamp(source: CuratedSource, given: Input, reader: Reader, item: Item, found: Acquired | Document) -> Document:

@@ -14,7 +14,11 @@ from davinci_jax.errors import UserError
 
 Reject = Callable[[Document, str], None]
 # Trouble of the machine: another document would meet it too, and a task that goes on would lose all of them.
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
+_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS),  # a full disk
+    *(errno.EMFILE, errno.ENFILE),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),  # a disk or a file system of the network that fails now
+)
 
 
 @runtime_checkable
@@ -84,7 +88,7 @@ def through(
 
     Raises:
       UserError, ImportError: the operation cannot work at all.
-      OSError: the disk is full or read-only.
+      OSError: the disk is full, read-only or fails.
     """
     size = getattr(operation, "batch", 1)
     while batch := list(itertools.islice(documents, size)):
@@ -148,7 +152,7 @@ class Timed:
 def is_fatal(error: Exception) -> bool:
     """Whether an exception is trouble of the config or the machine, not of the document at hand."""
     if isinstance(error, OSError):
-        return error.errno in _FULL_DISK
+        return error.errno in _MACHINE
     return isinstance(error, (UserError, ImportError))
 
 

@@ -5,16 +5,18 @@ import dataclasses
 import errno
 import glob
 import gzip
+import io
 import json
 import re
 import subprocess
 import sys
 import time
 
+import fsspec
 import pytest
 from rich.console import Console
 
-from davinci_jax.curation import engine, registry
+from davinci_jax.curation import engine, places, registry
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.run import curate
 from davinci_jax.errors import ConfigError, DataError
@@ -105,9 +107,9 @@ def raw(tmp_path):
 RECIPE = (Step("decode-utf8"), Step("shout"), Step("drop-short", characters=14), Step("rank"))
 
 
-def config(raw, recipe=RECIPE, root="root", **changes):
-    given = Input(kind="folder", path=str(raw), licence="CC0-1.0")
-    source = CuratedSource(name="s", domain="D", level="L2", inputs=(given,), recipe=recipe)
+def config(raw, recipe=RECIPE, root="root", inputs=None, **changes):
+    inputs = inputs or (Input(kind="folder", path=str(raw), licence="CC0-1.0"),)
+    source = CuratedSource(name="s", domain="D", level="L2", inputs=inputs, recipe=recipe)
     return CurationConfig(
         **{"root": str(raw.parent / root), "sources": (source,), "workers": 1, "task_bytes": 150, **changes}
     )
@@ -304,6 +306,55 @@ def test_a_full_disk_while_documents_are_written(raw, monkeypatch):
     folder = raw.parent / "root" / "curated" / "s"
     assert not list(folder.glob("*/documents/*"))
     assert run(config(raw)).funnel["documents"] == 9
+
+
+class Lost(io.BytesIO):
+    """A stream whose connection is gone after the first bytes."""
+
+    def read(self, size=-1):
+        if self.tell():
+            raise TimeoutError("no answer in 30 s")
+        return super().read(min(size, 5) if size > 0 else 5)
+
+
+@pytest.mark.parametrize("when", ["open", "read"])
+def test_an_address_that_cannot_be_reached_stops_the_run_and_loses_no_file(raw, monkeypatch, when):
+    memory = fsspec.filesystem("memory")
+    for file in raw.iterdir():
+        memory.pipe(f"/engine-{when}/{file.name}", file.read_bytes())
+    memory.pipe(f"/engine-{when}/10.txt.gz", b"\x1f\x8b damaged")
+    reached = type(memory)._open
+
+    def fail(self, path, *given, **settings):
+        if "04.txt" in path and when == "open":
+            raise PermissionError("the token has expired")
+        return Lost(self.cat(path)) if "04.txt" in path else reached(self, path, *given, **settings)
+
+    made = config(raw, inputs=(Input(kind="folder", path=f"memory://engine-{when}", name="in"),))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "_open", fail)
+        with pytest.raises(DataError, match=r"memory.*(token has expired|no answer in 30 s).*credentials"):
+            run(made)
+    result = run(made)
+    rejected = [record["id"] for record in records(result.folder / "rejects") if record["operation"] == "acquire"]
+    assert rejected == ["in/10.txt.gz"]  # what is damaged stays damaged, wherever it lies
+    assert [result.funnel["steps"][0][name] for name in ("documents_in", "documents_out")] == [13, 12]
+
+
+@pytest.mark.parametrize("code", ["EIO", "ESTALE", "ETIMEDOUT"])
+def test_a_disk_that_fails_stops_the_run_and_loses_no_file(raw, monkeypatch, code):
+    reached = places.Place.open
+
+    def fail(self, item):
+        if item.path == "04.txt":
+            raise OSError(getattr(errno, code), "the disk fails")
+        return reached(self, item)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places.Place, "open", fail)
+        with pytest.raises(DataError, match="the disk fails"):
+            run(config(raw))
+    assert run(config(raw)).funnel["steps"][0]["rejected"] == 0
 
 
 def test_another_process_at_the_same_source_is_told(raw):
