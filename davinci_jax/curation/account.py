@@ -75,7 +75,10 @@ class Account:
             record["text"] = document.text[:_REJECT_CHARACTERS]
         if len(document.text) > _REJECT_CHARACTERS:
             record["characters"] = len(document.text)
-        self._rejects[label].write(json.dumps(record, ensure_ascii=False) + "\n")
+        if document.metadata:  # what was found of it may be why it goes, such as its hits in benchmarks
+            record["metadata"] = dict(document.metadata)
+        # What is no JSON in it may be why too.
+        self._rejects[label].write(json.dumps(record, ensure_ascii=False, default=repr) + "\n")
 
     def kept(self, document: Document) -> None:
         """A document leaves the stage."""

@@ -6,9 +6,12 @@ import random
 
 import pytest
 
+from davinci_jax.curation.account import Account
 from davinci_jax.curation.decontaminate import Decontaminate, NgramIndex, benchmark_files, read_records
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.normalise import normalise
+from davinci_jax.curation.pipeline import FunnelStep, through
+from davinci_jax.curation.tokens import TokenCounter
 from davinci_jax.errors import ConfigError, DataError
 
 
@@ -82,6 +85,23 @@ def test_a_passage_across_problem_and_solution_is_a_hit(benchmark):
     file = write(folder, records)
     assert len(run(Decontaminate(benchmarks=(file,), fields=("question", "answer")), passage)[1]) == 1
     assert len(run(Decontaminate(benchmarks=(file,), fields=("question",)), passage)[1]) == 0
+
+
+def test_the_hits_of_a_dropped_document_are_kept_with_it(benchmark):
+    records, folder = benchmark
+    operation = Decontaminate(benchmarks=(write(folder, records),))
+    step = FunnelStep(operation.name, operation.level, operation.parameters())
+    (folder / "task").mkdir()
+    account = Account(folder / "task", [step], 0, TokenCounter(None), folder / "progress")
+    given = Document(id="d", text=records[2]["question"], metadata={"url": "http://x", "odd": b"no JSON"})
+    assert list(through(operation, step, iter([given]), account)) == []
+    account.close()
+    with gzip.open(folder / "task" / "00-decontaminate" / "rejects.jsonl.gz", "rt") as lines:
+        (record,) = map(json.loads, lines)
+    (hit,) = record["metadata"]["contamination"]
+    assert (hit["benchmark"], hit["record"], hit["words"]) == ("gsm8k.jsonl", "2", 30)
+    assert hit["document_text"] == hit["benchmark_text"] == records[2]["question"]
+    assert record["metadata"]["url"] == "http://x"
 
 
 def test_report_keeps_the_document_with_its_hits(benchmark):
