@@ -31,7 +31,7 @@ from davinci_jax.curation.inputs import Plan, acquire
 from davinci_jax.curation.pipeline import FunnelStep, Timed, through, through_corpus
 from davinci_jax.curation.registry import build, build_reader
 from davinci_jax.curation.stages import Stage, funnel_step
-from davinci_jax.curation.tokens import TokenCounter
+from davinci_jax.curation.tokens import TokenCounter, counted_by
 from davinci_jax.errors import DataError, UserError
 from davinci_jax.experiment.curation import CuratedSource, CurationConfig, Step
 from davinci_jax.files import write_atomically
@@ -226,6 +226,8 @@ class WriteDocuments(PipelineStep):
             counts = account.close()
             for label in (path for path in account.folder.iterdir() if path.is_dir()):
                 _move(label / "rejects.jsonl.gz", paths.rejects(label.name, rank))
+            # A later stage may be counted otherwise: the config may name another tokenizer by then.
+            counts["tokens_by"] = counted_by(self._task.job.tokenizer)
             counts["file_bytes"] = new.stat().st_size
             _move(new, paths.documents(rank))
             paths.counts(rank).parent.mkdir(exist_ok=True)

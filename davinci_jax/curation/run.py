@@ -19,6 +19,7 @@ from davinci_jax.curation.inputs import Plan, Reader, field, make_plan
 from davinci_jax.curation.registry import build, build_reader
 from davinci_jax.curation.report import write_report
 from davinci_jax.curation.stages import Stage, split
+from davinci_jax.curation.tokens import counted_by
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import to_dict
 from davinci_jax.experiment.curation import CuratedSource, CurationConfig
@@ -171,7 +172,7 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
         return None
     known = funnels.read_json(prepared.result / funnels.FUNNEL_FILE)
     if known is None or built:
-        known = _finish(config, prepared, [engine.all_counts(job.paths, tasks) for job in jobs])
+        known = _finish(prepared, [engine.all_counts(job.paths, tasks) for job in jobs])
     _write_card(prepared, known)
     funnels.point(prepared.folder / "current", prepared.result.name)
     if built:
@@ -182,19 +183,52 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
         highlight=False,
         soft_wrap=True,
     )
+    _tell_counter(counted_by(_tokenizer(config)), known["tokens_by"], prepared, console)
     return Curated(name, prepared.result, known, built)
 
 
-def _finish(config: CurationConfig, prepared: Prepared, counts: list[list[dict[str, Any]]]) -> dict[str, Any]:
+def _finish(prepared: Prepared, counts: list[list[dict[str, Any]]]) -> dict[str, Any]:
     """Writes samples, links to rejects and the funnel of a result; returns the funnel."""
     rows = [row for stage in counts for row in funnels.add_steps(stage)]
     folder = prepared.result
-    funnel = {"source": prepared.source.name, "recipe": folder.name, "tokens_by": config.tokenizer or "bytes / 4"}
+    funnel = {"source": prepared.source.name, "recipe": folder.name, "tokens_by": _tokens_by(counts)}
     funnel |= funnels.summarise(rows, counts[-1])
     funnels.write_samples(folder, counts)
     funnels.link_rejects(folder, [prepared.folder / stage.hash for stage in prepared.stages[:-1]])
     funnels.write_json(folder / funnels.FUNNEL_FILE, funnel)
     return funnels.read_json(folder / funnels.FUNNEL_FILE)
+
+
+def _counters(counts: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns what counted the tokens of a stage: one way, unless it was changed between two tasks."""
+    return sorted({task.get("tokens_by", "an earlier version") for task in counts})
+
+
+def _tokens_by(counts: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """Returns what counted the tokens of a source; stages that were there already keep their counts."""
+    ways = [" and ".join(_counters(stage)) for stage in counts]
+    if len(set(ways)) == 1:
+        return ways[0]
+    steps = [", ".join(step["operation"] for step in stage[0]["steps"]) or "no step" for stage in counts]
+    return "mixed: " + "; ".join(f"{step} by {way}" for step, way in zip(steps, ways, strict=True))
+
+
+def _tell_counter(wanted: str, used: str, prepared: Prepared, console: Console) -> None:
+    """Says so where tokens are counted otherwise than the config asks, and how to count them again."""
+    from davinci_jax.curation import engine
+
+    if used == wanted:
+        return
+    stages = [engine.Paths(prepared.folder / stage.hash) for stage in prepared.stages]
+    counts = {paths.folder: engine.all_counts(paths, len(prepared.plan.tasks)) for paths in stages}
+    folders = " ".join(str(folder) for folder, stage in counts.items() if _counters(stage) != [wanted])
+    console.print(
+        f"{prepared.source.name}: its tokens are counted by {used}, not by {wanted}; to count them again, remove "
+        f"{folders} and start the same command again (kept answers of models stay)",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _write_card(prepared: Prepared, funnel: dict[str, Any]) -> None:

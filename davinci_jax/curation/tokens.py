@@ -12,6 +12,11 @@ BYTES_PER_TOKEN = 4.0  # where no tokenizer is named; English text with a vocabu
 _FIRST, _SHARE = 32, 16  # the first 32 documents of a task are counted, then one in 16
 
 
+def counted_by(file: str | None) -> str:
+    """Returns what funnels and cards call a way to count: the `tokenizer.json`, or bytes where there is none."""
+    return file or "bytes / 4"
+
+
 class TokenCounter:
     """Counts tokens of documents; those left out of the sample get the tokens per byte of the sample so far.
 

@@ -8,12 +8,14 @@ import gzip
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
 
 import fsspec
 import pytest
+import tokenizers
 from rich.console import Console
 
 from davinci_jax.curation import engine, places, registry
@@ -355,6 +357,42 @@ def test_a_disk_that_fails_stops_the_run_and_loses_no_file(raw, monkeypatch, cod
         with pytest.raises(DataError, match="the disk fails"):
             run(config(raw))
     assert run(config(raw)).funnel["steps"][0]["rejected"] == 0
+
+
+def test_a_tokenizer_that_comes_later_is_told_and_never_speaks_for_what_bytes_counted(raw):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    file = str(raw.parent / "words.json")
+    words.save(file)
+
+    def told(recipe, **changes):
+        [result] = curate(config(raw, recipe, **changes), Console(file=(out := io.StringIO()), width=1000))
+        lines = [line for line in out.getvalue().splitlines() if "tokens are counted by" in line]
+        card = json.loads((result.folder / "card.json").read_text())
+        assert card["tokens_by"] == result.funnel["tokens_by"]
+        return result, lines
+
+    recipe = (*RECIPE[:2], Step("judge"))
+    _, lines = told(recipe)
+    assert lines == []
+    again, [line] = told(recipe, tokenizer=file)
+    assert not again.built
+    assert f"s: its tokens are counted by bytes / 4, not by {file}; to count them again, remove" in line
+    # Another last step: its tokens are counted by the tokenizer, those before it were not.
+    edited = (*RECIPE[:2], Step("judge", ending="?"))
+    mixed, [line] = told(edited, tokenizer=file)
+    assert mixed.funnel["tokens_by"] == f"mixed: acquire, decode-utf8, shout by bytes / 4; judge by {file}"
+    # The remedy is the one that the line names, and leaves the documents as they were.
+    folders = line.split(" remove ")[1].split(" and start")[0].split()
+    assert len(folders) == 1
+    assert str(mixed.folder) not in folders
+    before = records(mixed.folder / "documents")
+    for folder in folders:
+        shutil.rmtree(folder)
+    counted, lines = told(edited, tokenizer=file)
+    assert lines == []
+    assert counted.funnel["tokens_by"] == file
+    assert records(counted.folder / "documents") == before
 
 
 def test_another_process_at_the_same_source_is_told(raw):
