@@ -113,7 +113,7 @@ def _zip(stream: BinaryIO, max_bytes: int, budget: int, excess: str) -> Iterator
 
 
 def _tar(stream: BinaryIO, name: str, max_bytes: int, budget: int, excess: str) -> Iterator[Member]:
-    plain, _ = decompressed(stream, name.removesuffix(".tgz") + ".gz" if name.endswith(".tgz") else name)
+    plain, _ = decompressed(stream, "tar.gz" if name.lower().endswith(".tgz") else name)
     headers = f"its headers have more than {_HEADERS} bytes"
     metered = _Metered(plain, _HEADERS, headers)
     with tarfile.open(fileobj=metered, mode="r|", bufsize=tarfile.RECORDSIZE) as archive:

@@ -91,13 +91,22 @@ class Place:
         if not root.is_dir():
             raise DataError(self.field, self.path, "does not exist", "name a file or folder that does")
         top, found = root.resolve(), []
-        for folder, folders, files in os.walk(root):
+        unread: list[OSError] = []
+        for folder, folders, files in os.walk(root, onerror=unread.append):
             folders.sort()
             found += [
                 _local_item(top, pathlib.Path(folder, name), (pathlib.Path(folder) / name).relative_to(root).as_posix())
                 for name in files
             ]
-        return found
+        return found + [self._unread(root, error) for error in unread]
+
+    def _unread(self, root: pathlib.Path, error: OSError) -> Item:
+        """Returns a folder that cannot be listed as a refused item; raises `DataError` for the place itself."""
+        problem = f"cannot be read ({error.strerror})"
+        folder = pathlib.Path(error.filename)
+        if folder == root:
+            raise DataError(self.field, self.path, problem, "let this user read it") from error
+        return Item(f"{_shown(folder.relative_to(root).as_posix())}/", 0, refused=problem)
 
     def _remote_items(self) -> list[Item]:
         try:
@@ -118,6 +127,7 @@ class Place:
 def decompressed(stream: BinaryIO, name: str) -> tuple[BinaryIO, str]:
     """Returns a stream of what a compressed file holds, and the name without the ending that told so."""
     stem, ending = os.path.splitext(name)
+    ending = ending.lower()
     if ending == ".gz":
         return gzip.GzipFile(fileobj=stream), stem
     if ending == ".bz2":
@@ -139,7 +149,7 @@ def chunks(stream: BinaryIO, size: int = 2**20) -> Iterator[bytes]:
 
 def _local_item(top: pathlib.Path, file: pathlib.Path, relative: str) -> Item:
     """Returns a file of this machine; one that could not be read to its end, or lies elsewhere, is refused."""
-    shown = relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    shown = _shown(relative)
     try:
         if not file.resolve().is_relative_to(top):
             return Item(shown, 0, refused="is a link that leads out of the folder")
@@ -151,6 +161,10 @@ def _local_item(top: pathlib.Path, file: pathlib.Path, relative: str) -> Item:
     if shown != relative:
         return Item(shown, info.st_size, refused="has a name that is not UTF-8")
     return Item(relative, info.st_size, str(info.st_mtime_ns), _iso(info.st_mtime))
+
+
+def _shown(path: str) -> str:
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _iso(time: Any) -> str | None:

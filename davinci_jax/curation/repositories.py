@@ -170,7 +170,9 @@ def _repositories(place: Place) -> list[pathlib.Path]:
 
 def _command(folder: pathlib.Path, *arguments: str) -> list[str]:
     settings = [part for setting in _SETTINGS for part in ("-c", setting)]
-    return ["git", "-C", str(folder), *settings, *arguments]
+    # Named, or git looks for one further up where this one is broken.
+    own = (folder / ".git" if (folder / ".git").exists() else folder).absolute()
+    return ["git", "-C", str(folder), f"--git-dir={own}", *settings, *arguments]
 
 
 def _git(folder: pathlib.Path, *arguments: str) -> bytes:

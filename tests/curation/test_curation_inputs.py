@@ -130,6 +130,41 @@ def test_a_file_that_vanished_or_cannot_be_read_is_a_reject(tmp_path, monkeypatc
     }
 
 
+def test_a_folder_that_cannot_be_listed_is_a_reject(tmp_path, monkeypatch):
+    (tmp_path / "closed" / "inner").mkdir(parents=True)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "a.txt").write_text("a")
+    real = os.scandir
+    closed = [str(tmp_path / "closed")]
+
+    def scandir(path):
+        if str(path) in closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    documents, rejects = read("folder", tmp_path)
+    assert list(documents) == ["in/open/a.txt"]
+    assert rejects == {"in/closed/": "cannot be read (Permission denied)"}
+    closed.append(str(tmp_path))
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
+        read("folder", tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["TXT.GZ", "txt.Bz2", "TGZ", "Tar.XZ", "ZIP"])
+def test_endings_are_known_in_capitals_too(tmp_path, ending):
+    file = tmp_path / f"A.{ending}"
+    kind = ending.lower()
+    if kind == "zip":
+        write_zip(file, {"a.txt": b"text"})
+    elif kind in ("tgz", "tar.xz"):
+        write_tar(file, {"a.txt": b"text"}, "w:" + kind.removeprefix("tar.").replace("tgz", "gz"))
+    else:
+        file.write_bytes({"txt.gz": gzip, "txt.bz2": bz2}[kind].compress(b"text"))
+    documents, _ = read("folder", tmp_path)
+    assert [document.raw for document in documents.values()] == [b"text"]
+
+
 def test_a_full_disk_is_no_reject(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("a")
 
@@ -421,6 +456,23 @@ def test_git_repositories(repository, tmp_path):
     }
     assert broken.is_dir()
     assert set(read("git", repository, suffixes=[".py"])[0]) == {"in/a.py", "in/sub/with space é.py"}
+
+
+def test_a_broken_repository_is_not_taken_for_the_one_around_it(repository):
+    inner = repository / "vendor" / "inner"
+    (inner / ".git").mkdir(parents=True)
+    (inner / "b.py").write_text("z = 3\n")
+    git(repository, "add", "-f", "vendor/inner/b.py")
+    git(repository, "commit", "-q", "-m", "second")
+    documents, rejects = read("git", repository / "vendor")
+    assert documents == {}
+    assert rejects == {"in/inner": "has no revision 'HEAD'"}
+
+
+def test_worktrees_and_submodules_are_repositories(repository, tmp_path):
+    git(repository, "worktree", "add", "-q", "-b", "other", str(tmp_path / "trees" / "other"))
+    documents, _ = read("git", tmp_path / "trees")
+    assert sorted(documents) == ["in/other/a.py", "in/other/data.bin", "in/other/sub/with space é.py"]
 
 
 def test_a_repository_runs_no_program_of_its_own(repository, tmp_path):
