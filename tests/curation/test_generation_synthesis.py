@@ -232,6 +232,22 @@ def test_wrong_answers_are_thrown_away(answer, why, tmp_path):
     assert rejects["p"] == f"none of 2 answers is right (2 {why})"
 
 
+def test_a_right_answer_in_another_language_is_thrown_away(tmp_path):
+    german = "Zuerst rechnet man drei mal vier, das ist zwölf; zwei dazu macht \\boxed{14}"
+    answers = [
+        german,
+        "\\boxed{14}  % n ≡ 14 (mod 15) ⇒ n² = 196",
+        "Twelve and two more make \\boxed{14}, as it must be.",
+    ]
+    made, rejects, _ = sampled(answers, SUM, tmp_path, keep=3)
+    assert [document.id for document in made] == ["p#s1", "p#s2"]
+    assert made[0].metadata["right"] == [2, 3]
+    _, rejects, _ = sampled([german], SUM, tmp_path / "alone")
+    assert rejects["p"] == "none of 1 answers is right (1 other language)"
+    made, _, _ = sampled([german], SUM, tmp_path / "any", language=1.0)
+    assert len(made) == 1
+
+
 @pytest.mark.parametrize(
     ("document", "why"),
     [

@@ -28,6 +28,9 @@ class RejectionSampling(Generative):
       checker: "math" compares values, "choice" letters, "code" runs tests in the sandbox.
       keep: the most right answers kept for a question; the shortest come first.
       copied_words: see `Quality`.
+      language: probability from which on the identified languages of question and answer count; they must agree then.
+        Above the 0.6 of `Quality`, since formulas look like any language. 1 leaves the language unchecked; programs
+        are in none.
       wall_seconds, memory_bytes: what a program may use.
       isolation: see `sandbox.run`.
     """
@@ -39,6 +42,7 @@ class RejectionSampling(Generative):
     checker: str = "math"
     keep: int = 1
     copied_words: int = 10
+    language: float = 0.8
     wall_seconds: float = 20.0
     memory_bytes: int = 2 << 30
     isolation: str = "namespaces"
@@ -48,6 +52,7 @@ class RejectionSampling(Generative):
         super().__post_init__()
         checkers.check_kind(f"{self.name}.checker", self.checker)
         checks.positive(self.name, samples=self.samples, keep=self.keep, copied_words=self.copied_words)
+        checks.within(self.name, 0, 1, language=self.language)
 
     async def rollout(self, document: Document, ask: Ask) -> list[Generation | str]:
         """Returns the samples in order; in the place of one that failed, why."""
@@ -95,4 +100,7 @@ class RejectionSampling(Generative):
             return "truncated"
         if quality.copies(sample.text, self.words().text, question, self.copied_words):
             return "copies the prompt"
-        return "" if checker.is_right(sample.text, truth) else "wrong"
+        if not checker.is_right(sample.text, truth):
+            return "wrong"
+        is_told = self.checker != "code" and self.language < 1
+        return "other language" if is_told and not quality.same_language(question, sample.text, self.language) else ""
