@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from davinci_jax.curation.documents import Document
-from davinci_jax.curation.pipeline import Reject
+from davinci_jax.curation.pipeline import Reject, is_fatal
 
 _KEYS, _IDS = "keys.u64", "ids.jsonl"
 
@@ -49,10 +49,18 @@ class KeyedDuplicates(abc.ABC):
         return dataclasses.asdict(self)
 
     def collect(self, documents: Iterator[Document], folder: pathlib.Path) -> None:
-        """Writes keys and ids; a document without keys is skipped by its number."""
+        """Writes keys and ids; a document without keys is skipped by its number.
+
+        One whose keys cannot be made is compared with no other: it must not take its whole task with it.
+        """
         with (folder / _KEYS).open("wb") as keys, (folder / _IDS).open("w", encoding="utf-8") as ids:
             for number, document in enumerate(documents):
-                found = self.keys(document)
+                try:
+                    found = self.keys(document)
+                except Exception as error:
+                    if is_fatal(error):
+                        raise
+                    found = None
                 if found is not None:
                     keys.write(np.uint64(number).tobytes() + np.ascontiguousarray(found, np.uint64).tobytes())
                 ids.write(json.dumps(document.id) + "\n")

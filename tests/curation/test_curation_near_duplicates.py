@@ -237,3 +237,26 @@ def test_what_tasks_read_is_json(tmp_path):
 def test_parameters_that_are_no_counts():
     with pytest.raises(ConfigError, match=r"near-duplicates\.bands"):
         NearDuplicates(bands=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_fatal"),
+    [(ValueError("odd"), False), (ConfigError("f", 1, "is odd", "mend it"), True), (OSError(28, "full"), True)],
+)
+def test_a_document_whose_keys_cannot_be_made_is_kept_and_is_nobody_s_duplicate(error, is_fatal, tmp_path, monkeypatch):
+    real = ExactDuplicates.keys
+
+    def keys(operation, document):
+        if document.text == "odd":
+            raise error
+        return real(operation, document)
+
+    monkeypatch.setattr(ExactDuplicates, "keys", keys)
+    tasks = [documents("a", "odd", "odd", "b", "a")]
+    if is_fatal:
+        with pytest.raises(type(error)):
+            run(ExactDuplicates(), tasks, tmp_path)
+    else:
+        kept, rejects = run(ExactDuplicates(), tasks, tmp_path)
+        assert ids(kept) == ["d0", "d1", "d2", "d3"]
+        assert rejects == [("d4", "same text as d0")]
