@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from davinci_jax.curation.account import merge_samples, reject_folder
+from davinci_jax.curation.account import merge_samples
 from davinci_jax.files import write_atomically
 
 FUNNEL_FILE, CARD_FILE = "funnel.json", "card.json"
@@ -118,11 +118,6 @@ def show_funnel(steps: Sequence[dict[str, Any]]) -> str:
             f"{step['tokens_out'] / 1e6:>9.2f} {step['rejected']:>9} {step['seconds']:>8.1f}"
         )
     return "\n".join(lines)
-
-
-def reject_folders(steps: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the folder of each row's dropped documents."""
-    return [reject_folder(n, step["operation"]) for n, step in enumerate(steps)]
 
 
 def _by_operation(stages: Sequence[Sequence[dict[str, Any]]], name: str) -> Iterator[dict[str, Any]]:
