@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -39,6 +40,8 @@ from davinci_jax.files import write_atomically
 PLAN_FILE = "plan.jsonl"
 _ERROR_FILE = "error.txt"
 _SECONDS_FOLDER = "seconds"
+_SLURM_FILE = "slurm_job.txt"
+_COLLECT_LOGS, _REDUCE_LOGS = "logs-collect", "logs-reduce"
 _WORKER_BYTES = 4 * 2**20  # a further process takes a second to start: it must have that much to read
 
 
@@ -322,7 +325,7 @@ def works(job: StageJob, plan: Plan) -> list[Work]:
                 f"{step.operation}: collect",
                 [ReadDocuments(before), Collect(step, folder)],
                 tasks,
-                folder / "logs-collect",
+                folder / _COLLECT_LOGS,
                 lambda task: (folder / "collected" / f"{task:06d}").is_dir(),
                 lambda: _remove_temporary(folder / "collected"),
                 size,
@@ -332,7 +335,7 @@ def works(job: StageJob, plan: Plan) -> list[Work]:
                 f"{step.operation}: reduce",
                 [Reduce(step, folder, tasks)],
                 1,
-                folder / "logs-reduce",
+                folder / _REDUCE_LOGS,
                 lambda task: (folder / "reduced").is_dir(),
                 lambda: _remove_temporary(folder),
                 0,
@@ -400,9 +403,34 @@ def execute(config: CurationConfig, work: Work, depends: Any = None) -> Any:
         executor.run()
     except Exception as error:
         raise _failure(work, error) from error
-    if config.executor != "slurm" and not all(map(work.is_done, left)):
+    if config.executor == "slurm":
+        write_atomically(work.logs / _SLURM_FILE, str(executor.job_id))  # of several arrays the one that ends last
+    elif not all(map(work.is_done, left)):
         raise _failure(work, None)
     return executor
+
+
+def slurm_jobs(job: StageJob) -> list[str]:
+    """Returns the jobs of Slurm that an earlier command has given a stage to and that have not ended.
+
+    Where there is no `squeue`, none is known.
+
+    Raises:
+      DataError: `squeue` fails.
+    """
+    logs = [job.paths.logs, *(job.corpus_folder / name for name in (_COLLECT_LOGS, _REDUCE_LOGS) if job.stage.corpus)]
+    files = [folder / _SLURM_FILE for folder in logs]
+    known = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+    return [number for number in known if shutil.which("squeue") and _is_queued(number)]
+
+
+def _is_queued(number: str) -> bool:
+    """Whether a job of Slurm waits or runs; one that ended a while ago is not known any more."""
+    asked = subprocess.run(["squeue", "-h", "-j", number], capture_output=True, text=True, check=False)
+    if asked.returncode and "Invalid job id" not in asked.stderr:
+        problem = f"squeue does not say whether job {number} has ended ({asked.stderr.strip()[:200]})"
+        raise DataError("curation.executor", "slurm", problem, "start the same command again when it does")
+    return not asked.returncode and bool(asked.stdout.strip())
 
 
 def _mark(work: Work) -> list[int]:

@@ -99,7 +99,8 @@ def curate(config: CurationConfig, console: Console | None = None) -> list[Curat
     Below `<root>/curated/<source>/` each stage of the recipe has a folder named by the hash of the input and of all
     operations up to its end, with their code. The last one's is the recipe hash: its folder is the result, and
     `current` leads there. A stage that is there is used again, so an edit repeats only what comes after it; a run
-    that was killed goes on with the tasks that are not done.
+    that was killed goes on with the tasks that are not done. A source that Slurm is at work on, and one that reads
+    it, is left for the next start.
 
     Args:
       config: root, sources, and what runs the tasks.
@@ -111,13 +112,16 @@ def curate(config: CurationConfig, console: Console | None = None) -> list[Curat
     """
     console = console or Console()
     check(config)
-    results = []
-    for source in config.sources:
-        with _lock(source_folder(config, source.name)):
-            prepared = prepare(config, source)
-            result = _curate_source(config, prepared, console)
-        if result is not None:
-            results.append(result)
+    results, handed = [], []
+    for n, source in enumerate(config.sources):
+        result = None
+        if waits := _unmade(config, source, config.sources[:n], handed):
+            again = "start the same command again when that is made"
+            console.print(f"{source.name}: waits for {', '.join(waits)}; {again}", highlight=False, soft_wrap=True)
+        else:
+            with _lock(source_folder(config, source.name)):
+                result = _curate_source(config, prepare(config, source), console)
+        (handed if result is None else results).append(result or source.name)
     if len(results) == len(config.sources):
         report = write_report(config)
         console.print(f"report: {report}", highlight=False, soft_wrap=True)
@@ -153,13 +157,20 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
 
     name, stages, tasks = prepared.source.name, prepared.stages, len(prepared.plan.tasks)
     jobs = [engine.StageJob(prepared.source, stage, prepared.folder, _tokenizer(config)) for stage in stages]
-    built = False
-    show_prepared(prepared, [engine.is_whole(job.paths, tasks) for job in jobs], console)
-    executor = None
-    for job in jobs:
-        if engine.is_whole(job.paths, tasks):
-            continue
-        built = True
+    whole = [engine.is_whole(job.paths, tasks) for job in jobs]
+    show_prepared(prepared, whole, console)
+    left = [job for job, done in zip(jobs, whole, strict=True) if not done]
+    if queued := sorted({number for job in left for number in engine.slurm_jobs(job)}):
+        # Their tasks write below names that a new start would clear away.
+        console.print(
+            f"{name}: Slurm has not ended job {', '.join(queued)}; start the same command again when it has, "
+            "or when you have cancelled it",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return None
+    executor, built = None, bool(left)
+    for job in left:
         _write_plan(job.paths.folder, prepared.plan)
         for work in engine.works(job, prepared.plan):
             with Progress(console, name, work, prepared.plan):
@@ -267,14 +278,16 @@ def _write_card(prepared: Prepared, funnel: dict[str, Any]) -> None:
         funnels.write_json(file, {**card, "made": made, "made_by": f"davinci-jax {davinci_jax.__version__}"})
 
 
-def _unmade(config: CurationConfig, source: CuratedSource, earlier: Sequence[CuratedSource]) -> list[str]:
-    """Returns the earlier sources that a source reads and that have no result yet."""
+def _unmade(
+    config: CurationConfig, source: CuratedSource, earlier: Sequence[CuratedSource], handed: Sequence[str] = ()
+) -> list[str]:
+    """Returns the earlier sources that a source reads and that have no result yet, or whose new one is on its way."""
     folders = {other.name: source_folder(config, other.name) / "current" for other in earlier}
     read = [pathlib.Path(given.path) for given in source.inputs]
     return [
         name
         for name, folder in folders.items()
-        if not folder.exists() and any(path.is_relative_to(folder) for path in read)
+        if (name in handed or not folder.exists()) and any(path.is_relative_to(folder) for path in read)
     ]
 
 
