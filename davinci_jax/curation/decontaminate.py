@@ -103,8 +103,9 @@ class Decontaminate:
                 yield document
 
     def _files(self) -> list[pathlib.Path]:
-        # A folder and a file in it may both be named; it is one file still.
-        return list(dict.fromkeys(file.resolve() for path in self.benchmarks for file in benchmark_files(path)))
+        # A folder and a file in it may both be named; it is one file still, called as it is here, not where links lead.
+        files = (file.absolute() for path in self.benchmarks for file in benchmark_files(path))
+        return list({file.resolve(): file for file in files}.values())
 
     @functools.cached_property
     def _stamps(self) -> tuple[tuple[str, int, int], ...]:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pathlib
 import random
 
 import pytest
@@ -177,6 +178,10 @@ def test_benchmarks_of_one_name_are_told_apart(benchmark):
         before = changed
     twice = Decontaminate(benchmarks=(str(folder / "aime"), files[2]))
     assert [name for name, _ in twice.parameters()["benchmarks"]] == ["test.jsonl"]
+    (folder / "blob").write_bytes(gzip.compress(pathlib.Path(files[2]).read_bytes()))
+    (folder / "linked.jsonl.gz").symlink_to("blob")
+    _, rejects = run(Decontaminate(benchmarks=(str(folder / "linked.jsonl.gz"),)), records[2]["question"])
+    assert rejects[0][0].metadata["contamination"][0]["benchmark"] == "linked.jsonl.gz"
 
 
 @pytest.mark.parametrize(
