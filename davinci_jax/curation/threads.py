@@ -14,7 +14,7 @@ import json
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 from xml.parsers import expat
 
@@ -74,10 +74,11 @@ class StackExchangeReader:
             # A dump compresses about six times.
             size = item.size * (6 if item.path.lower().endswith(COMPRESSED) else 1)
             count = min(size // _BUCKET_BYTES + 1, _MOST_BUCKETS)
-            for bucket in _write_buckets(plain, pathlib.Path(folder), count, item.path):
-                for posts in _threads(bucket):
-                    yield self._acquired(posts)
-                bucket.unlink()
+            for large in _write_buckets(plain, pathlib.Path(folder), count, item.path):
+                for bucket in _small(large, count):
+                    for posts in _threads(bucket):
+                        yield self._acquired(posts)
+                    bucket.unlink()
 
     def _acquired(self, posts: list[dict[str, str]]) -> Acquired:
         question = posts[0]
@@ -188,14 +189,37 @@ def stream_rows(stream: BinaryIO, name: str) -> Iterator[dict[str, str]]:
 
 def _write_buckets(stream: BinaryIO, folder: pathlib.Path, count: int, name: str) -> list[pathlib.Path]:
     """Writes posts into `count` files by the number of their thread, in the order of the dump."""
-    files = [folder / f"{n:05d}.jsonl" for n in range(count)]
-    with contextlib.ExitStack() as stack:
-        out = [stack.enter_context(file.open("w", encoding="utf-8")) for file in files]
+
+    def posts() -> Iterator[tuple[int, str]]:
         for row in stream_rows(stream, name):
             thread = {_QUESTION: row.get("Id"), _ANSWER: row.get("ParentId")}.get(row.get("PostTypeId", ""))
             if thread and thread.isdecimal() and row.get("Id", "").isdecimal():
                 post = {field: row[field] for field in _KEPT if field in row}
-                out[int(thread) % count].write(json.dumps([int(thread), post]) + "\n")
+                yield int(thread) % count, json.dumps([int(thread), post]) + "\n"
+
+    return _scatter(posts(), [folder / f"{n:05d}.jsonl" for n in range(count)])
+
+
+def _small(bucket: pathlib.Path, buckets: int) -> list[pathlib.Path]:
+    """Returns a bucket, one of so many, cut into smaller ones if it is much too large; one thread stays together."""
+    size = bucket.stat().st_size
+    if size <= 4 * _BUCKET_BYTES:
+        return [bucket]
+    count = min(size // _BUCKET_BYTES + 1, _MOST_BUCKETS)
+    with bucket.open(encoding="utf-8") as lines:
+        # All numbers in a bucket have the same remainder.
+        placed = ((int(line[1 : line.index(",")]) // buckets % count, line) for line in lines)
+        files = _scatter(placed, [bucket.with_suffix(f".{n:05d}") for n in range(count)])
+    bucket.unlink()
+    return files
+
+
+def _scatter(lines: Iterable[tuple[int, str]], files: list[pathlib.Path]) -> list[pathlib.Path]:
+    """Writes each line into the file of its number; returns the files."""
+    with contextlib.ExitStack() as stack:
+        out = [stack.enter_context(file.open("w", encoding="utf-8")) for file in files]
+        for number, line in lines:
+            out[number].write(line)
     return files
 
 

@@ -126,6 +126,18 @@ def test_a_large_dump_opens_no_more_files_than_a_process_may(tmp_path, monkeypat
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def test_buckets_of_a_dump_too_large_for_their_number_are_cut(tmp_path, monkeypatch):
+    rows = [question(n) for n in range(1, 200)] + [answer(1000 + n, n) for n in range(1, 200)]
+    whole = {thread.name: thread.raw for thread in read(tmp_path, *rows)}
+    sizes, real = [], threads._threads
+    monkeypatch.setattr(threads, "_BUCKET_BYTES", 1000)
+    monkeypatch.setattr(threads, "_MOST_BUCKETS", 12)
+    monkeypatch.setattr(threads, "_threads", lambda bucket: sizes.append(bucket.stat().st_size) or real(bucket))
+    assert {thread.name: thread.raw for thread in read(tmp_path, *rows)} == whole
+    assert len(whole) == 199
+    assert max(sizes) <= 4000
+
+
 class Endless(io.RawIOBase):
     """A dump of `size` bytes that is never held in memory."""
 
