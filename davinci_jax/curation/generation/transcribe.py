@@ -51,7 +51,7 @@ class Transcribe(Generative):
     def _payload(self, picture: str, attempt: int) -> dict[str, Any]:
         content = [{"type": "image_url", "image_url": {"url": picture}}]
         messages = [{"role": "system", "content": self.words().text}, {"role": "user", "content": content}]
-        settings = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
+        settings = {"temperature": self.temperature_of(attempt), "top_p": self.top_p, "max_tokens": self.max_tokens}
         return {"messages": messages, **settings, "seed": self.seed + attempt}
 
     def _read(self, generation: Generation) -> tuple[str, str | None]:
