@@ -44,7 +44,12 @@ class FolderReader(_Reader):
     name = "read-folder"
 
     def items(self, place: Place) -> list[Item]:
-        found = [item for item in place.items() if self._wanted(item.path) or self._opens(item.path)]
+        # A folder that cannot be listed may hold anything: it is a reject whatever the endings.
+        found = [
+            item
+            for item in place.items()
+            if self._wanted(item.path) or self._opens(item.path) or (item.refused and item.path.endswith("/"))
+        ]
         if not found:
             raise no_files(place, f"file that ends in {' or '.join(self.suffixes)}")
         return found

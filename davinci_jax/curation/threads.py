@@ -63,7 +63,7 @@ class StackExchangeReader:
 
     def items(self, place: Place) -> list[Item]:
         endings = tuple(f"posts.xml{ending}" for ending in ("", *COMPRESSED))
-        found = [item for item in place.items() if item.path.lower().endswith(endings)]
+        found = [item for item in place.items() if item.path.lower().endswith(endings) or item.path.endswith("/")]
         if not found:
             raise no_files(place, "Posts.xml")
         return found

@@ -146,6 +146,7 @@ def test_a_folder_that_cannot_be_listed_is_a_reject(tmp_path, monkeypatch):
     documents, rejects = read("folder", tmp_path)
     assert list(documents) == ["in/open/a.txt"]
     assert rejects == {"in/closed/": "cannot be read (Permission denied)"}
+    assert read("folder", tmp_path, suffixes=(".txt",))[1] == rejects
     closed.append(str(tmp_path))
     with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
         read("folder", tmp_path)
