@@ -1,0 +1,95 @@
+"""What the report's pool would take to curate, from the rates that benchmarks/curation_corpora.py has measured.
+
+  python benchmarks/curation_projection.py benchmarks/results/curation_corpora.json
+
+Sums, no measurement: documents of the pool are taken to be as long, as dense and as clean as those of the two corpora,
+and a crawl is not. The core-seconds of the whole command are divided among its steps as their clocks ran. What L4 and L5 cost is in docs/curation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from typing import Any
+
+from davinci_jax.curriculum.recipe import POOL
+
+CLASSIFIER_MB_PER_SECOND = 4.0  # docs/curation.md, L3
+RULES = ("keep-languages", "drop-garbled-text", "gopher-repetition", "gopher-quality", "c4-quality", "fineweb-quality")
+DUPLICATES = ("exact-duplicates", "near-duplicates")
+KEY_BYTES = 8 * (1 + 14) + 8 * (1 + 2)  # of a document while its duplicates are looked for: MinHash and exact
+
+
+def steps(run: dict[str, Any], sources: tuple[str, ...], names: tuple[str, ...]) -> dict[str, float]:
+    """Returns MB into the first of some steps, MB out of the last, and the seconds of all, over some sources."""
+    rows = [[s for s in run["funnels"][source]["steps"] if s["operation"] in names] for source in sources]
+    return {
+        "in": sum(source[0]["bytes_in"] for source in rows) / 1e6,
+        "out": sum(source[-1]["bytes_out"] for source in rows) / 1e6,
+        "documents": sum(source[0]["documents_in"] for source in rows),
+        "seconds": sum(step["seconds"] for source in rows for step in source) * _core_share(run),
+    }
+
+
+def _core_share(run: dict[str, Any]) -> float:
+    """Returns core-seconds of the whole command for each second of its steps' clocks, which others' work slows down."""
+    clocks = sum(step["seconds"] for funnel in run["funnels"].values() for step in funnel["steps"])
+    return run["curate"]["core_seconds"] / clocks
+
+
+def project(run: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Returns rows of work, what goes through it, core-hours, and disk."""
+    tokens = {level: sum(s.tokens for s in POOL if s.level == level) for level in ("L2", "L3", "L4", "L5")}
+    split = [split for shards in run["shards"].values() for split in shards["splits"].values()]
+    shard_bytes = sum(entry["bytes"] for part in split for entry in part["shards"])
+    sharded = sum(part["tokens"] for part in split)
+    text = sum(funnel["bytes"] for funnel in run["funnels"].values())
+    per_token = text / sharded
+    read = tokens["L2"] + tokens["L3"] + tokens["L4"]  # what L5 makes was never a page
+    pages, rules = steps(run, ("manuals",), ("html-text",)), steps(run, ("manuals", "guides"), RULES)
+    alike = steps(run, ("manuals", "guides"), DUPLICATES)
+    into = {"duplicates": read * per_token / 1e6 * alike["in"] / alike["out"]}
+    into["rules"] = into["duplicates"] * rules["in"] / rules["out"]
+    into["pages"] = into["rules"] * pages["in"] / pages["out"]
+
+    def hours(megabytes: float, measured: dict[str, float]) -> str:
+        return f"{megabytes / measured['in'] * measured['seconds'] / 3600:,.0f} core-hours"
+
+    def terabytes(megabytes: float) -> str:
+        return f"{megabytes / 1e6:,.1f} TB"
+
+    shard = {"in": text / 1e6, "seconds": run["shard"]["core_seconds"]}
+    classifier = {"in": CLASSIFIER_MB_PER_SECOND, "seconds": 1.0}
+    documents = into["duplicates"] / alike["in"] * alike["documents"]
+    total = sum(tokens.values())
+    return [
+        ("L1, HTML to text", terabytes(into["pages"]), hours(into["pages"], pages), terabytes(into["rules"])),
+        ("L2, rules", terabytes(into["rules"]), hours(into["rules"], rules), terabytes(into["duplicates"])),
+        (
+            "L2, duplicates",
+            terabytes(into["duplicates"]),
+            hours(into["duplicates"], alike),
+            f"{terabytes(documents * KEY_BYTES / 1e6)} of keys",
+        ),
+        ("L3, a classifier", terabytes(read * per_token / 1e6), hours(read * per_token / 1e6, classifier), ""),
+        (
+            "token shards",
+            f"{total / 1e12:,.1f} T tokens",
+            hours(total * per_token / 1e6, shard),
+            terabytes(total * shard_bytes / sharded / 1e6),
+        ),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("measured", type=pathlib.Path, help="what benchmarks/curation_corpora.py has written")
+    rows = project(json.loads(parser.parse_args().measured.read_text())["runs"]["all"])
+    print("| work | goes in | takes | leaves |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()
