@@ -152,8 +152,8 @@ def tables(result: dict[str, Any]) -> str:
         "",
         f"`{result['command']}`",
         "",
-        f"{machine['cores']} cores shared with other work, Python {machine['python']}; {versions}. Core-seconds are CPU time; "
-        "the seconds of steps are of their processes' clocks, which other work slows down.",
+        f"{machine['cores']} cores shared with other work, Python {machine['python']}; {versions}. "
+        "Core-seconds are CPU time; the seconds of steps are of their processes' clocks, which other work slows down.",
         "",
         "| | sample | all |",
         "|---|---|---|",

@@ -3,7 +3,8 @@
   python benchmarks/curation_projection.py benchmarks/results/curation_corpora.json
 
 Sums, no measurement: documents of the pool are taken to be as long, as dense and as clean as those of the two corpora,
-and a crawl is not. The core-seconds of the whole command are divided among its steps as their clocks ran. What L4 and L5 cost is in docs/curation.md.
+and a crawl is not. The core-seconds of the whole command are divided among its steps as their clocks ran. What L4 and
+L5 cost is in docs/curation.md.
 """
 
 from __future__ import annotations
