@@ -322,6 +322,12 @@ def test_an_unknown_checker():
         RejectionSampling(endpoint="replay", model="m", checker="maths")
 
 
+def test_samples_of_a_greedy_model_are_refused():
+    with pytest.raises(ConfigError, match="4 samples one and the same answer"):
+        RejectionSampling(endpoint="replay", model="m", temperature=0.0)
+    RejectionSampling(endpoint="replay", model="m", temperature=0.0, samples=1)
+
+
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 
 

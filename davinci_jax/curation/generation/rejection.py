@@ -14,6 +14,7 @@ from davinci_jax.curation.generation.client import Generation, RequestFailed
 from davinci_jax.curation.generation.operation import Ask, Generative
 from davinci_jax.curation.generation.pairs import pair, unpair
 from davinci_jax.curation.sandbox import Limits
+from davinci_jax.errors import ConfigError
 from davinci_jax.experiment import checks
 
 
@@ -53,6 +54,11 @@ class RejectionSampling(Generative):
         checkers.check_kind(f"{self.name}.checker", self.checker)
         checks.positive(self.name, samples=self.samples, keep=self.keep, copied_words=self.copied_words)
         checks.within(self.name, 0, 1, language=self.language)
+        if self.samples > 1 and self.temperature == 0:
+            raise ConfigError(
+                f"{self.name}.temperature", self.temperature, f"makes {self.samples} samples one and the same answer",
+                "give 0.8, or samples=1",
+            )  # fmt: skip
 
     async def rollout(self, document: Document, ask: Ask) -> list[Generation | str]:
         """Returns the samples in order; in the place of one that failed, why."""
