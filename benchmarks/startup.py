@@ -1,6 +1,6 @@
 """From the command to the first step, from resume to the first step, and peak host memory of every quickstart verb.
 
-  python benchmarks/startup.py --output benchmarks/results/startup.json            three starts, about a minute
+  python benchmarks/startup.py --output benchmarks/results/startup.json            five starts, about a minute
   python benchmarks/startup.py --whole --output benchmarks/results/quickstart.json all verbs to the end, minutes
 
 The clock starts before the process is made and stops at the time that the run wrote into its own metrics. Memory is
@@ -76,7 +76,8 @@ def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
 
 def measure(config: str, folder: pathlib.Path, overrides: list[str], whole: bool) -> dict[str, Any]:
     """Returns the measurements by name."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
+    # Without it nothing compiled is kept, as for a user who has not asked for it.
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     overrides = [f"data.root={folder / 'data'}", *overrides]
     result: dict[str, Any] = {verb: run(verb, config, *options, *overrides) for verb, options in PREPARE.items()}
     if whole:
@@ -88,7 +89,10 @@ def measure(config: str, folder: pathlib.Path, overrides: list[str], whole: bool
     overrides = ["run.log_every_steps=1", *overrides]
     result["start"] = first_step(config, folder / "run", overrides)
     result["resume"] = first_step(config, folder / "run", overrides)
-    result["start_with_compiled_programs_kept"] = first_step(config, folder / "another", overrides)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
+    first_step(config, folder / "another", overrides)
+    result["resume_with_compiled_programs_kept"] = first_step(config, folder / "another", overrides)
+    result["start_with_compiled_programs_kept"] = first_step(config, folder / "a-third", overrides)
     return result
 
 
@@ -106,6 +110,7 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]),
         "measured": measured,
         "peak_memory_bytes": max(entry["peak_memory_bytes"] for entry in measured.values()),
+        "commit": commit(),
         "machine": {"cpu": cpu(), "cores": os.cpu_count(), "load_before": load},
         "versions": {
             "python": platform.python_version(),
@@ -119,6 +124,12 @@ def main() -> None:
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def commit() -> str:
+    """Returns the commit of the working tree, with "+" where something has changed since."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def cpu() -> str:
