@@ -5,7 +5,7 @@
 
 A random sample of the files (`--sample`, megabytes) goes first, then all of them, so that memory can be compared. A run
 is `davinci curate benchmarks/corpora/curate.py` and `davinci shard`, each with a clean folder. Core-seconds are the CPU
-time of the command and all its processes; peak memory is that of its largest process.
+time of the command and all its processes; peak memory is that of the largest one.
 """
 
 from __future__ import annotations
@@ -50,17 +50,52 @@ def take_sample(corpora: pathlib.Path, folder: pathlib.Path, megabytes: float, s
 
 
 def measured(command: Sequence[str]) -> dict[str, float]:
-    """Runs a command; returns seconds of the clock, of the processors, and the memory of its largest process in MB."""
+    """Runs a command; returns seconds of the clock, of the processors, and the memory of its largest process in MB.
+
+    The processes of a pool are children of a server that forks them, so no wait of ours would count them: they are
+    looked at as they run, and what one does in its last half second is lost.
+    """
     started = time.perf_counter()
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"curation_corpora: {' '.join(command)} ended with status {status}")
+    process, seconds, peaks = subprocess.Popen(command), {}, {}
+    while process.poll() is None:
+        for pid in _family(process.pid):
+            try:
+                seconds[pid], peaks[pid] = _cpu_seconds(pid), _peak_mb(pid)
+            except (OSError, StopIteration):  # it has just ended
+                continue
+        time.sleep(0.5)
+    if process.returncode:
+        raise SystemExit(f"curation_corpora: {' '.join(command)} ended with status {process.returncode}")
     return {
         "seconds": time.perf_counter() - started,
-        "core_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_mb": usage.ru_maxrss / 1024,
+        "core_seconds": sum(seconds.values()),
+        "peak_mb": max(peaks.values()),
     }
+
+
+def _family(root: int) -> set[int]:
+    """Returns a process and all that descend from it."""
+    parents = {}
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+    family, size = {root}, 0
+    while len(family) > size:
+        size = len(family)
+        family |= {pid for pid, parent in parents.items() if parent in family}
+    return family
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _peak_mb(pid: int) -> float:
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def write_experiment(root: pathlib.Path, vocabulary: int) -> pathlib.Path:

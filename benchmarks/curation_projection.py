@@ -3,8 +3,8 @@
   python benchmarks/curation_projection.py benchmarks/results/curation_corpora.json
 
 Sums, no measurement: documents of the pool are taken to be as long, as dense and as clean as those of the two corpora,
-and a crawl is not. The core-seconds of the whole command are divided among its steps as their clocks ran. What L4 and
-L5 cost is in docs/curation.md.
+and a crawl is not. Speeds are those of the sample, which ran in one process: its core-seconds, divided among the steps
+as their clocks ran. What L4 and L5 cost is in docs/curation.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def steps(run: dict[str, Any], sources: tuple[str, ...], names: tuple[str, ...])
         "in": sum(source[0]["bytes_in"] for source in rows) / 1e6,
         "out": sum(source[-1]["bytes_out"] for source in rows) / 1e6,
         "documents": sum(source[0]["documents_in"] for source in rows),
-        "seconds": sum(step["seconds"] for source in rows for step in source) * _core_share(run),
+        "seconds": sum(step["seconds"] for source in rows for step in source),
     }
 
 
@@ -39,8 +39,8 @@ def _core_share(run: dict[str, Any]) -> float:
     return run["curate"]["core_seconds"] / clocks
 
 
-def project(run: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Returns rows of work, what goes through it, core-hours, and disk."""
+def project(sample: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Returns rows of work, what goes through it, core-hours, and disk: speeds of the sample, yields of all."""
     tokens = {level: sum(s.tokens for s in POOL if s.level == level) for level in ("L2", "L3", "L4", "L5")}
     split = [split for shards in run["shards"].values() for split in shards["splits"].values()]
     shard_bytes = sum(entry["bytes"] for part in split for entry in part["shards"])
@@ -54,30 +54,44 @@ def project(run: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     into["rules"] = into["duplicates"] * rules["in"] / rules["out"]
     into["pages"] = into["rules"] * pages["in"] / pages["out"]
 
-    def hours(megabytes: float, measured: dict[str, float]) -> str:
-        return f"{megabytes / measured['in'] * measured['seconds'] / 3600:,.0f} core-hours"
+    def hours(megabytes: float, seconds_each: float) -> str:
+        return f"{megabytes * seconds_each / 3600:,.0f} core-hours"
+
+    def each(sources: tuple[str, ...], names: tuple[str, ...]) -> float:
+        """Core-seconds of a megabyte in the sample."""
+        measured = steps(sample, sources, names)
+        return measured["seconds"] * _core_share(sample) / measured["in"]
 
     def terabytes(megabytes: float) -> str:
         return f"{megabytes / 1e6:,.1f} TB"
 
-    shard = {"in": text / 1e6, "seconds": run["shard"]["core_seconds"]}
-    classifier = {"in": CLASSIFIER_MB_PER_SECOND, "seconds": 1.0}
+    web = ("manuals", "guides")
     documents = into["duplicates"] / alike["in"] * alike["documents"]
     total = sum(tokens.values())
     return [
-        ("L1, HTML to text", terabytes(into["pages"]), hours(into["pages"], pages), terabytes(into["rules"])),
-        ("L2, rules", terabytes(into["rules"]), hours(into["rules"], rules), terabytes(into["duplicates"])),
+        (
+            "L1, HTML to text",
+            terabytes(into["pages"]),
+            hours(into["pages"], each(("manuals",), ("html-text",))),
+            terabytes(into["rules"]),
+        ),
+        ("L2, rules", terabytes(into["rules"]), hours(into["rules"], each(web, RULES)), terabytes(into["duplicates"])),
         (
             "L2, duplicates",
             terabytes(into["duplicates"]),
-            hours(into["duplicates"], alike),
+            hours(into["duplicates"], each(web, DUPLICATES)),
             f"{terabytes(documents * KEY_BYTES / 1e6)} of keys",
         ),
-        ("L3, a classifier", terabytes(read * per_token / 1e6), hours(read * per_token / 1e6, classifier), ""),
+        (
+            "L3, a classifier",
+            terabytes(read * per_token / 1e6),
+            hours(read * per_token / 1e6, 1 / CLASSIFIER_MB_PER_SECOND),
+            "",
+        ),
         (
             "token shards",
             f"{total / 1e12:,.1f} T tokens",
-            hours(total * per_token / 1e6, shard),
+            hours(total * per_token / 1e6, run["shard"]["core_seconds"] / (text / 1e6)),
             terabytes(total * shard_bytes / sharded / 1e6),
         ),
     ]
@@ -86,7 +100,8 @@ def project(run: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("measured", type=pathlib.Path, help="what benchmarks/curation_corpora.py has written")
-    rows = project(json.loads(parser.parse_args().measured.read_text())["runs"]["all"])
+    runs = json.loads(parser.parse_args().measured.read_text())["runs"]
+    rows = project(runs["sample"], runs["all"])
     print("| work | goes in | takes | leaves |\n|---|---|---|---|")
     for row in rows:
         print(f"| {' | '.join(row)} |")
