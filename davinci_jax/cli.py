@@ -285,6 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parse(arguments)
     try:
         args.function(args)
+        sys.stdout.flush()  # here, where a reader that has gone is dealt with
     except UserError as error:
         print(f"davinci: {error}", file=sys.stderr)
         return 2
