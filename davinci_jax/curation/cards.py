@@ -45,21 +45,24 @@ def print_cards(config: CurationConfig | Experiment, as_json: bool = False, cons
         print(json.dumps(cards, indent=1, ensure_ascii=False))
         return
     console = console or Console()
-    table = Table("source", "domain", "tokens", "level", "reached", "stages", "documents", "licences", box=None)
-    table.columns[0].no_wrap = True
-    for column in (2, 6):
-        table.columns[column].justify = "right"
-    for card in cards:
-        table.add_row(
-            card["name"],
-            card["domain"],
-            show_tokens(card["tokens"]),
-            card["level"],
-            card["level_reached"] or "",
-            show_stages(card["stages"]),
-            "" if card["documents"] is None else f"{card['documents']:,}",
-            ", ".join(card["licences"] or ()),
-        )
+    columns = {
+        "source": [card["name"] for card in cards],
+        "domain": [card["domain"] for card in cards],
+        "tokens": [show_tokens(card["tokens"]) for card in cards],
+        "level": [card["level"] for card in cards],
+        "reached": [card["level_reached"] or "" for card in cards],
+        "stages": [show_stages(card["stages"]) for card in cards],
+        "documents": ["" if card["documents"] is None else f"{card['documents']:,}" for card in cards],
+        "licences": [", ".join(card["licences"] or ()) for card in cards],
+    }
+    table = Table(box=None)
+    for name, cells in columns.items():
+        if any(cells):  # before curation nothing is known of documents and licences
+            table.add_column(
+                name, justify="right" if name in ("tokens", "documents") else "left", no_wrap=name == "source"
+            )
+    for row in zip(*(cells for cells in columns.values() if any(cells)), strict=True):
+        table.add_row(*row)
     console.print(table, soft_wrap=False)
     counted = sorted({card["tokens_by"] for card in cards})
     console.print(f"tokens: {', '.join(counted)}", highlight=False, soft_wrap=True)

@@ -18,6 +18,7 @@ from davinci_jax.errors import ConfigError
 from davinci_jax.experiment import Experiment
 from davinci_jax.training.inputs import check_unchanged, open_all_rows, open_tokenizer
 from davinci_jax.training.load import sealed_meta
+from davinci_jax.training.metrics import read_metrics
 from davinci_jax.training.units import printable
 
 
@@ -144,6 +145,9 @@ def print_trace(experiment: Experiment, step: int, as_json: bool) -> None:
             print(json.dumps(record, ensure_ascii=False))
         return
     console = Console(highlight=False, soft_wrap=True, emoji=False)
+    reached = max((line["step"] for line in read_metrics(experiment.run.path).train), default=0)
+    if step > reached:
+        console.print(f"the run has reached step {reached:,}; this is what step {step:,} will be given")
     for (sequence, source, epoch, row), documents in itertools.groupby(
         records, key=lambda r: (r["sequence"], r["source"], r["epoch"], r["row"])
     ):

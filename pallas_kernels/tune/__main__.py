@@ -34,6 +34,8 @@ def tune(module: Any, family: str, name: str, shape: Any, options: argparse.Name
     """Compares the candidates of one shape, prints them, and writes the best if asked; False if none compiles."""
     configs = module.candidates(family, shape)
     measured = target.current().family == family
+    if not measured:
+        costs.check_static(family)
     source = "time on this device" if measured else "static cycles of the compiler's schedule (no such device here)"
     print(f"\n{module.OPERATION} {name} on {family}, {len(configs)} candidates, by {source}", flush=True)
     if measured:

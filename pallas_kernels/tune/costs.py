@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import importlib.util
 import math
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.compiler import aot, static_cycles
-from pallas_kernels.errors import UnsupportedError
+from pallas_kernels.errors import ArgumentError, UnsupportedError
 from pallas_kernels.tune import operations
 
 ROUNDS, ROUND_SECONDS = 7, 0.05
@@ -44,17 +45,27 @@ class Cost:
 
 
 def static_costs(module: Any, family: str, shape: Any, configs: Sequence[Any], jobs: int = 1) -> Iterator[Cost]:
-    """Costs by static cycles, in the order of the configs; `jobs` of them are compiled at a time.
-
-    Raises:
-      UnsupportedError: a GPU, whose schedule is not known before it runs.
-    """
-    if family == "hopper":
-        raise UnsupportedError("tune", "static", "a GPU's cycles are not in its code", "a machine with the GPU")
+    """Costs by static cycles, in the order of the configs; `jobs` of them are compiled at a time."""
     local = threading.local()
     arguments = [(module.__name__, family, shape, config) for config in configs]
     with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
         yield from threads.map(functools.partial(_in_child, local), arguments)
+
+
+def check_static(family: str) -> None:
+    """Raises if `static_costs` cannot tell the cycles of a family.
+
+    Raises:
+      UnsupportedError: a GPU, whose schedule is not known before it runs.
+      ArgumentError: a TPU, and there is no libtpu to compile for it.
+    """
+    if family == "hopper":
+        raise UnsupportedError("tune", "static", "a GPU's cycles are not in its code", "a machine with the GPU")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ArgumentError(
+            "tune", "--device", f"is {family}, which is not here and cannot be compiled for without libtpu",
+            "pip install 'jax[tpu]' into an environment of its own, since jax complains where libtpu finds no TPU",
+        )  # fmt: skip
 
 
 def static_cost(module_name: str, family: str, shape: Any, config: Any) -> Cost:

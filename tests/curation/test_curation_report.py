@@ -116,6 +116,8 @@ def test_cards_say_what_table_2_says(made, capsys, tmp_path):
         sum(len(HOSTILE) * n + 3 for n in (1, 2, 3, 4, 5)) / 4 + len(HOSTILE) * 9 / 4, abs=3
     )
     assert again["documents"] == 6
+    assert main(["cards", "configs/davinci_3b.py"]) == 0
+    assert capsys.readouterr().out.split("\n")[0].split() == ["source", "domain", "tokens", "level", "stages"]
     assert main(["cards", "configs/davinci_3b.py", "--json"]) == 0
     cards = {card["name"]: card for card in json.loads(capsys.readouterr().out)}
     experiment = load_config("configs/davinci_3b.py")

@@ -151,6 +151,9 @@ def test_trace_names_the_documents_whose_tokens_the_step_saw(finished, capsys):
         part = tokens[record["first_token"] : record["first_token"] + record["num_tokens"]]
         row = rows[record["sequence"]]
         assert row[record["first_column"] : record["first_column"] + record["num_tokens"]].tolist() == part
+    assert "will be given" not in succeeds(capsys, "trace", finished / "run", "--step", LAST)
+    unborn = succeeds(capsys, "trace", finished / "run", "--step", 5, f"run.directory={finished / 'unborn'}")
+    assert unborn.startswith("the run has reached step 0; this is what step 5 will be given\nsequence ")
 
 
 def read_rows(experiment, step: int) -> dict[int, np.ndarray]:

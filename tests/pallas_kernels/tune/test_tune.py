@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import sys
 import time
 
 import jax
@@ -75,10 +76,12 @@ def test_an_operation_has_a_module_for_each_kind_of_device(operation, families, 
         (["attention", "--device", "v5p", "--shape", "no such"], "--shape"),
         (["attention"], "no such device is here; choose one of v5e"),
         (["attention", "--device", "hopper"], "a GPU's cycles are not in its code"),
+        (["attention", "--device", "v6e"], "`--device` is v6e, which is not here and cannot be compiled for without"),
     ],
 )
 def test_one_line_for_what_cannot_be(arguments, said, capsys, monkeypatch):
     monkeypatch.setattr(operations.find, "__defaults__", (_renamed("attention"),))
+    monkeypatch.setitem(sys.modules, "libtpu", None)  # as where it is not installed
     assert command.main(arguments) == 2
     error = capsys.readouterr().err
     assert said in error
