@@ -46,6 +46,7 @@ class Account:
         self._rejects: dict[str, GzipText] = {}
         self._removed = {id(step): _Sample() for step in self.steps}
         self._changed = {id(step): _Sample() for step in self.steps}
+        self._found = {id(step): _Sample() for step in self.steps}
         self._kept = _Sample()
         self._pairs, self._licences = 0, collections.Counter()
         self._bytes_read = 0
@@ -80,6 +81,10 @@ class Account:
         # What is no JSON in it may be why too.
         self._rejects[label].write(json.dumps(record, ensure_ascii=False, default=repr) + "\n")
 
+    def found(self, step: FunnelStep, document: Document, texts: Sequence[tuple[str, str, str]]) -> None:
+        shown = [[text.encode("utf-8", "replace").decode()[:_SAMPLE_CHARACTERS] for text in item] for item in texts]
+        self._found[id(step)].add(document, found=shown)
+
     def kept(self, document: Document) -> None:
         """A document leaves the stage."""
         self._kept.add(document)
@@ -104,6 +109,7 @@ class Account:
             "steps": [vars(step) for step in self.steps],
             "removed": [self._removed[id(step)].records() for step in self.steps],
             "changed": [self._changed[id(step)].records() for step in self.steps],
+            "found": [self._found[id(step)].records() for step in self.steps],
             "kept": self._kept.records(),
             "pairs": self._pairs,
             "licences": dict(self._licences),
@@ -136,7 +142,7 @@ class _Sample:
         self._heap: list[tuple[str, int, dict[str, Any]]] = []
         self._count = 0
 
-    def add(self, document: Document, **more: str) -> None:
+    def add(self, document: Document, **more: Any) -> None:
         # Complemented, since the heap gives away its smallest.
         digest = hashlib.blake2b(document.id.encode("utf-8", "replace"), digest_size=8).digest()
         key = bytes(255 - byte for byte in digest).hex()
@@ -144,7 +150,9 @@ class _Sample:
         if len(self._heap) == SAMPLES and key <= self._heap[0][0]:
             return
         record = {"hash": digest.hex(), "id": document.id, "text": document.text[:_SAMPLE_CHARACTERS]}
-        record |= {name: text[:_SAMPLE_CHARACTERS] for name, text in more.items()}
+        record |= {
+            name: value[:_SAMPLE_CHARACTERS] if isinstance(value, str) else value for name, value in more.items()
+        }
         item = key, -self._count, record
         if len(self._heap) < SAMPLES:
             heapq.heappush(self._heap, item)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import gzip
 import hashlib
+import itertools
 import json
 import pathlib
 import re
@@ -21,13 +22,14 @@ import numpy as np
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.normalise import ngram_hashes, normalise, word_hashes
-from davinci_jax.curation.pipeline import Reject
+from davinci_jax.curation.pipeline import Findings, Reject
 from davinci_jax.errors import ConfigError, DataError
 from davinci_jax.files import version
 
 ACTIONS = ("drop", "report")
 MAX_HITS = 5  # hits that are listed of one document
 _SHOWN = 200  # characters of a text in a reason
+_HITS, _COUNTS = "contamination", "contamination_counts"  # of a document's metadata
 _CHUNKS = re.compile(r"\S+")
 
 
@@ -52,7 +54,8 @@ class Hit(NamedTuple):
 class Decontaminate:
     """Finds benchmark text in documents; words are compared without case, punctuation and accents.
 
-    The hits of a document are in `metadata["contamination"]`, also where it is dropped.
+    The first hits of a document are in `metadata["contamination"]`, also where it is dropped; how many there are of
+    each benchmark and length is in `metadata["contamination_counts"]`.
 
     Attributes:
       benchmarks: JSONL files, or folders of them; each line is a record.
@@ -89,23 +92,67 @@ class Decontaminate:
         }
 
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
-        index = self._index(self.ngram)
-        wider = self._index(self.report_ngram) if self.report_ngram else None
         for document in documents:
-            hits = index.find(document.text)
-            reported = hits or (wider.find(document.text) if wider is not None else [])
-            if reported:
-                listed = [hit._asdict() for hit in reported[:MAX_HITS]]
-                document = dataclasses.replace(document, metadata={**document.metadata, "contamination": listed})
+            found = self._find(document.text)
+            hits = found.get(self.ngram, [])
+            document = self._noted(document, hits or found.get(self.report_ngram, []), found)
             if hits and self.action == "drop":
                 reject(document, _reason(hits[0]))
             else:
                 yield document
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Returns an empty table: contaminated documents and hits of each benchmark, by the length of n-grams."""
+        columns = [column for n in self._lengths for column in _columns(n)]
+        return {name: dict.fromkeys(columns, 0) for name in sorted(self._names)}
+
+    def findings(self, document: Document) -> Findings | None:
+        counts = {}
+        for name, hits in document.metadata.get(_COUNTS, {}).items():
+            if name in self._names:  # others are those of an earlier step
+                filled = (zip(_columns(n), (1, found), strict=True) for n, found in hits.items())
+                counts[name] = dict(itertools.chain.from_iterable(filled))
+        listed = [hit for hit in document.metadata.get(_HITS, ()) if hit["benchmark"] in self._names]
+        return Findings(counts, tuple(map(_shown, listed))) if counts else None
+
+    @property
+    def _lengths(self) -> list[int]:
+        return sorted({n for n in (self.ngram, self.report_ngram) if n})
+
+    def _find(self, text: str) -> dict[int, list[Hit]]:
+        """Returns the hits of a text for each length of n-grams that has any."""
+        found = {}
+        for n in self._lengths:
+            hits = self._index(n).find(text)
+            if not hits:  # nor has it any longer ones
+                break
+            found[n] = hits
+        return found
+
+    def _noted(self, document: Document, listed: Sequence[Hit], found: dict[int, list[Hit]]) -> Document:
+        """Returns the document with its hits; those that it came with stay where they are of other benchmarks."""
+        counts: dict[str, dict[str, int]] = {}
+        for n, hits in found.items():
+            for hit in hits:
+                row = counts.setdefault(hit.benchmark, {})
+                row[str(n)] = row.get(str(n), 0) + 1
+        earlier = document.metadata.get(_COUNTS)
+        if not counts and earlier is None:
+            return document
+        kept = [hit for hit in document.metadata[_HITS] if hit["benchmark"] not in self._names] if earlier else []
+        counts |= {name: row for name, row in (earlier or {}).items() if name not in self._names}
+        metadata = {name: value for name, value in document.metadata.items() if name not in (_HITS, _COUNTS)}
+        noted = {_HITS: [*(hit._asdict() for hit in listed[:MAX_HITS]), *kept], _COUNTS: counts}
+        return dataclasses.replace(document, metadata=metadata | (noted if counts else {}))
+
     def _files(self) -> list[pathlib.Path]:
         # A folder and a file in it may both be named; it is one file still, called as it is here, not where links lead.
         files = (file.absolute() for path in self.benchmarks for file in benchmark_files(path))
         return list({file.resolve(): file for file in files}.values())
+
+    @functools.cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(told_apart(self._files()))
 
     @functools.cached_property
     def _stamps(self) -> tuple[tuple[str, int, int], ...]:
@@ -148,8 +195,7 @@ class NgramIndex:
         breaks = np.flatnonzero((np.diff(found) != 1) | (np.diff(rows) != 0)) + 1
         words = self._spelt(text)
         stretches = zip(np.split(found, breaks), np.split(rows, breaks), strict=True)
-        hits = [self._hit(text, words, int(place[0]), int(place[-1]), int(row[0])) for place, row in stretches]
-        return [hit for hit in hits if hit is not None]
+        return [hit for place, row in stretches for hit in self._hits(text, words, place.tolist(), int(row[0]))]
 
     def _words(self, text: str) -> np.ndarray:
         return word_hashes(self._normalise_numbers).of(text)
@@ -161,6 +207,13 @@ class NgramIndex:
             for chunk in _CHUNKS.finditer(text)
             for word in normalise(chunk.group(), self._normalise_numbers).split()
         ]
+
+    def _hits(self, text: str, words: list[tuple[str, int, int]], places: list[int], row: int) -> list[Hit]:
+        """Returns the hit of n-grams in a row, or those of each where the record has them in another order."""
+        whole = self._hit(text, words, places[0], places[-1], row)
+        if whole is not None or len(places) == 1:
+            return [whole] if whole else []
+        return [hit for place in places if (hit := self._hit(text, words, place, place, row)) is not None]
 
     def _hit(self, text: str, words: list[tuple[str, int, int]], first: int, last: int, row: int) -> Hit | None:
         """Returns the hit of the n-grams `first` to `last`, `None` where only hashes agree."""
@@ -248,6 +301,16 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _texts(item)
+
+
+def _columns(n: int | str) -> tuple[str, str]:
+    """Returns the columns of the funnel's table for one length of n-grams."""
+    return f"documents, {n} words", f"hits, {n} words"
+
+
+def _shown(hit: dict[str, Any]) -> tuple[str, str, str]:
+    title = f"{hit['words']} words in a row of {hit['benchmark']}, {hit['record']}"
+    return title, hit["document_text"], hit["benchmark_text"]
 
 
 def _reason(hit: Hit) -> str:

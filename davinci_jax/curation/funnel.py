@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from davinci_jax.curation.account import merge_samples
+from davinci_jax.curation.pipeline import add_counts
 from davinci_jax.files import write_atomically
 
 FUNNEL_FILE, CARD_FILE = "funnel.json", "card.json"
@@ -28,11 +30,12 @@ _ADDED = (
 
 def add_steps(counts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the rows of a stage, each the sum of what its tasks counted."""
-    rows = [dict(step) for step in counts[0]["steps"]]
+    rows = [{**step, "counts": copy.deepcopy(step["counts"])} for step in counts[0]["steps"]]
     for task in counts[1:]:
         for row, step in zip(rows, task["steps"], strict=True):
             for name in _ADDED:
                 row[name] += step[name]
+            add_counts(row["counts"], step["counts"])
     return rows
 
 
@@ -54,14 +57,18 @@ def summarise(rows: Sequence[dict[str, Any]], last: Sequence[dict[str, Any]]) ->
         "pairs": sum(task["pairs"] for task in last),
         "licences": dict(sorted(licences.items())),
         "steps": [
-            {name: round(value, 3) if name == "seconds" else _whole(value) for name, value in row.items()}
+            {
+                name: round(value, 3) if name == "seconds" else _whole(value)
+                for name, value in row.items()
+                if name != "counts" or value  # few operations count more than documents
+            }
             for row in rows
         ],
     }
 
 
 def write_samples(folder: pathlib.Path, stages: Sequence[Sequence[dict[str, Any]]]) -> None:
-    """Writes samples/kept.jsonl, and removed.jsonl and changed.jsonl with the operation of each.
+    """Writes samples/kept.jsonl, and removed.jsonl, changed.jsonl and found.jsonl with the operation of each.
 
     Args:
       folder: of the source's result.
@@ -70,7 +77,7 @@ def write_samples(folder: pathlib.Path, stages: Sequence[Sequence[dict[str, Any]
     target = folder / "samples"
     target.mkdir(exist_ok=True)
     _write(target / "kept.jsonl", merge_samples([task["kept"] for task in stages[-1]], SAMPLES))
-    for name in ("removed", "changed"):
+    for name in ("removed", "changed", "found"):
         _write(target / f"{name}.jsonl", _by_operation(stages, name))
 
 

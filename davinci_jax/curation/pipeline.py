@@ -7,7 +7,7 @@ import errno
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.errors import UserError
@@ -37,6 +37,9 @@ class Operation(Protocol):
         the operation's name in this source and outlives edits of the recipe: raw generations of a model lie there. All
         tasks share it, several at a time. Whoever uses it keys what it keeps by all that decides it, and never by the
         task, to which other documents may belong in the next run.
+      counts: optional, with `findings`: `counts()` returns an empty table, row -> column -> 0, which the funnel keeps
+        for the operation beside its own numbers.
+      findings: optional: `findings(document)` returns the `Findings` of a document that left it or that it dropped.
     """
 
     name: str
@@ -49,9 +52,24 @@ class Operation(Protocol):
         """Yields the documents that leave it, calling `reject(document, reason)` for those that it drops."""
 
 
+class Findings(NamedTuple):
+    """What an operation has found in one document.
+
+    Attributes:
+      counts: row -> column -> what is added to the operation's table.
+      texts: (what it is, passage of the document, text that it is like), a few to read.
+    """
+
+    counts: dict[str, dict[str, int]]
+    texts: tuple[tuple[str, str, str], ...]
+
+
 @dataclasses.dataclass
 class FunnelStep:
-    """What one operation took and gave; seconds are its own, without those of what comes before it."""
+    """What one operation took and gave; seconds are its own, without those of what comes before it.
+
+    `counts` is the table of what the operation has found, row -> column -> number; most operations have none.
+    """
 
     operation: str
     level: str
@@ -64,6 +82,15 @@ class FunnelStep:
     tokens_out: float = 0
     rejected: int = 0
     seconds: float = 0
+    counts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+
+
+def add_counts(table: dict[str, dict[str, int]], more: dict[str, dict[str, int]]) -> None:
+    """Adds one table of counts to another."""
+    for name, columns in more.items():
+        row = table.setdefault(name, {})
+        for column, count in columns.items():
+            row[column] = row.get(column, 0) + count
 
 
 class Witness(Protocol):
@@ -77,6 +104,9 @@ class Witness(Protocol):
 
     def rejected(self, step: FunnelStep, document: Document, reason: str) -> None:
         """An operation drops a document."""
+
+    def found(self, step: FunnelStep, document: Document, texts: Sequence[tuple[str, str, str]]) -> None:
+        """An operation has found something in a document that left it or that it dropped."""
 
 
 def through(
@@ -95,10 +125,13 @@ def through(
         for document in batch:
             witness.took(step, document)
         started = time.perf_counter()
-        results, rejects = _attempt(operation, batch)
+        results, rejects, found = _attempt(operation, batch)
         step.seconds += time.perf_counter() - started
         for document, reason in rejects:
             witness.rejected(step, document, reason)
+        for document, findings in found:
+            add_counts(step.counts, findings.counts)
+            witness.found(step, document, findings.texts)
         before = {document.id: document for document in batch}
         for document in results:
             result = _stamped(document, step, batch if document.id not in before else ())
@@ -156,24 +189,33 @@ def is_fatal(error: Exception) -> bool:
     return isinstance(error, (UserError, ImportError))
 
 
-def _attempt(operation: Operation, batch: Sequence[Document]) -> tuple[list[Document], list[tuple[Document, str]]]:
+class _Attempt(NamedTuple):
+    results: list[Document]
+    rejects: list[tuple[Document, str]]
+    found: list[tuple[Document, Findings]]
+
+
+def _attempt(operation: Operation, batch: Sequence[Document]) -> _Attempt:
     rejects: list[tuple[Document, str]] = []
     try:
         results = list(operation.apply(iter(batch), lambda document, reason: rejects.append((document, reason))))
         for document in results:
             document.text.encode(), document.id.encode()  # half of a surrogate pair could not be written
-        return results, rejects
+        return _Attempt(results, rejects, _findings(operation, [*(document for document, _ in rejects), *results]))
     except Exception as error:
         if is_fatal(error):
             raise
         if len(batch) == 1:
-            return [], [(batch[0], f"{operation.name} failed ({type(error).__name__}: {error})"[:1000])]
-    results, rejects = [], []
-    for document in batch:
-        more, dropped = _attempt(operation, [document])
-        results += more
-        rejects += dropped
-    return results, rejects
+            return _Attempt([], [(batch[0], f"{operation.name} failed ({type(error).__name__}: {error})"[:1000])], [])
+    parts = [_attempt(operation, [document]) for document in batch]
+    return _Attempt(*(list(itertools.chain(*lists)) for lists in zip(*parts, strict=True)))
+
+
+def _findings(operation: Operation, documents: Sequence[Document]) -> list[tuple[Document, Findings]]:
+    if not hasattr(operation, "findings"):
+        return []
+    found = ((document, operation.findings(document)) for document in documents)
+    return [(document, findings) for document, findings in found if findings is not None]
 
 
 def _stamped(document: Document, step: FunnelStep, parents: Sequence[Document]) -> Document:

@@ -94,16 +94,27 @@ def _source(config: CurationConfig, source: CuratedSource) -> dict[str, Any]:
     largest = max(
         [step["bytes_in"] for step in funnel["steps"]] + [step["bytes_out"] for step in funnel["steps"]] + [1]
     )
+    found = _lines(folder / "samples/found.jsonl")
     return {
         "name": source.name,
         "note": source.note,
         "card": read_json(folder / CARD_FILE),
         "tokens_by": funnel["tokens_by"],
-        "steps": [
-            {**step, "share": step["bytes_out"] / largest, "parameters": _short(step["parameters"])}
-            for step in funnel["steps"]
-        ],
+        "steps": [_step(step, largest, found) for step in funnel["steps"]],
         "samples": {name: _lines(folder / "samples" / f"{name}.jsonl") for name in ("kept", "removed", "changed")},
+    }
+
+
+def _step(step: dict[str, Any], largest: int, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns a row of the funnel as the page shows it, with what its operation found."""
+    counts = step.get("counts", {})
+    return {
+        **step,
+        "share": step["bytes_out"] / largest,
+        "parameters": _short(step["parameters"]),
+        "counts": counts,
+        "columns": list(dict.fromkeys(column for row in counts.values() for column in row)),
+        "found": [record for record in found if record["operation"] == step["operation"]],
     }
 
 

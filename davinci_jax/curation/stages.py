@@ -85,7 +85,8 @@ def describe(operation: Operation | CorpusOperation | Reader) -> list[Any]:
 
 def funnel_step(operation: Operation | CorpusOperation) -> FunnelStep:
     """Returns an empty row of the funnel."""
-    return FunnelStep(operation.name, operation.level, operation.parameters())
+    counts = operation.counts() if hasattr(operation, "counts") else {}
+    return FunnelStep(operation.name, operation.level, operation.parameters(), counts=counts)
 
 
 @functools.cache

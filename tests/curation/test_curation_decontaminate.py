@@ -10,8 +10,10 @@ import pytest
 from davinci_jax.curation.account import Account
 from davinci_jax.curation.decontaminate import Decontaminate, NgramIndex, benchmark_files, read_records
 from davinci_jax.curation.documents import Document
+from davinci_jax.curation.funnel import add_steps, summarise
 from davinci_jax.curation.normalise import normalise
 from davinci_jax.curation.pipeline import FunnelStep, through
+from davinci_jax.curation.stages import funnel_step
 from davinci_jax.curation.tokens import TokenCounter
 from davinci_jax.errors import ConfigError, DataError
 
@@ -112,6 +114,45 @@ def test_report_keeps_the_document_with_its_hits(benchmark):
     assert rejects == []
     assert document.metadata["contamination"][0]["record"] == "3"
     json.dumps(document.metadata)
+
+
+def test_the_funnel_counts_documents_and_hits_of_each_benchmark(benchmark):
+    records, folder = benchmark
+    files = [write(folder, records[:10]), write(folder, records[10:19], "math.jsonl"), write(folder, [], "aime.jsonl")]
+    operation = Decontaminate(benchmarks=tuple(files), fields=("question",))
+    step = funnel_step(operation)
+    (folder / "task").mkdir()
+    account = Account(folder / "task", [step], 0, TokenCounter(None), folder / "progress")
+    part = " ".join(records[11]["question"].split()[:15])
+    texts = [
+        " - ".join(records[n]["question"] for n in range(8)),  # more hits than are listed
+        f"{records[8]['question']} and then {records[12]['question']}",
+        f"Some words, then {part}.",
+        "nothing of it",
+    ]
+    earlier = {
+        "contamination": [{"benchmark": "old"}],
+        "contamination_counts": {"old": {"20": 9}, "math.jsonl": {"20": 7}},
+    }
+    given = [Document(id=f"d{n}", text=text) for n, text in enumerate(texts)]
+    given += [Document("e", "clean by now", metadata=earlier), Document("f", "x", metadata={"contamination_counts": 5})]
+    kept = list(through(operation, step, iter(given), account))
+    assert [document.id for document in kept] == ["d2", "d3", "e"]
+    assert kept[2].metadata == {"contamination": [{"benchmark": "old"}], "contamination_counts": {"old": {"20": 9}}}
+    columns = ("documents, 13 words", "hits, 13 words", "documents, 20 words", "hits, 20 words")
+    table = {"aime.jsonl": (0, 0, 0, 0), "gsm8k.jsonl": (2, 9, 2, 9), "math.jsonl": (2, 2, 1, 1)}
+    assert step.counts == {name: dict(zip(columns, row, strict=True)) for name, row in table.items()}
+    counts = json.loads(json.dumps(account.close()))
+    found = {record["id"]: record["found"] for record in counts["found"][0]}
+    assert {name: len(texts) for name, texts in found.items()} == {"d0": 5, "d1": 2, "d2": 1}
+    assert found["d2"] == [["15 words in a row of math.jsonl, 11", f"{part}.", part]]
+    (row,) = summarise(add_steps([counts, counts]), [counts])["steps"]
+    assert row["counts"]["math.jsonl"] == dict(zip(columns, (4, 4, 2, 2), strict=True))
+
+
+def test_a_record_with_the_same_words_in_another_order_is_a_hit():
+    index = NgramIndex([("b", "0", "one two three, and two three four")], 3, False)
+    assert [hit.document_text for hit in index.find("see: one two three four")] == ["one two three", "two three four"]
 
 
 def test_numbers_tell_problems_of_one_template_apart(tmp_path):

@@ -90,6 +90,34 @@ def test_the_report_is_one_file_whose_text_is_only_text(made):
     assert "not UTF-8 at byte 0" in text
 
 
+def test_the_report_shows_what_was_found_of_benchmarks_with_both_texts(tmp_path):
+    passage = " ".join(f"word{n}" for n in range(30))
+    (tmp_path / "math.jsonl").write_text(json.dumps({"problem": f"{passage} <b>?"}) + "\n")
+    (tmp_path / "clean.jsonl").write_text(json.dumps({"problem": passage[::-1]}) + "\n")
+    texts = [f"{HOSTILE} {passage.upper()}", " ".join(passage.split()[:15]), "nothing"]
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(texts))
+    )
+    step = Step("decontaminate", benchmarks=[str(tmp_path / "math.jsonl"), str(tmp_path / "clean.jsonl")])
+    given = Input(kind="jsonl", path=str(tmp_path / "in.jsonl"))
+    source = CuratedSource(name="s", domain="D", level="L2", inputs=(given,), recipe=(step,))
+    [result] = curate(CurationConfig(root=str(tmp_path / "out"), sources=(source,), workers=1), Console(quiet=True))
+    steps = json.loads((result.folder / "funnel.json").read_text())["steps"]
+    assert "counts" not in steps[0]
+    assert steps[1]["counts"]["math.jsonl"] == {
+        "documents, 13 words": 2, "hits, 13 words": 2, "documents, 20 words": 1, "hits, 20 words": 1,
+    }  # fmt: skip
+    assert set(steps[1]["counts"]["clean.jsonl"].values()) == {0}
+    page = (tmp_path / "out/curated/report.html").read_text()
+    shown = page.split("decontaminate: what it found")[1].split("<summary>Kept")[0]
+    cells = [row.split("</td>")[:-1] for row in shown.split("<tr>")[2:]]
+    assert [[cell.split('"n">')[1] for cell in row] for row in cells] == [["0"] * 4, ["2", "2", "1", "1"]]
+    assert "30 words in a row of math.jsonl, line 1, here — in.jsonl/0" in shown
+    assert "15 words in a row of math.jsonl, line 1, here — in.jsonl/1" in shown
+    assert passage in shown
+    assert passage.upper() in shown
+
+
 def test_the_level_map_has_levels_sources_and_stages(made):
     config, _, _ = made
     text = (pathlib.Path(config.root) / "curated/report.html").read_text()
