@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from davinci_jax.curation.documents import Document
-from davinci_jax.curation.pipeline import Reject, is_fatal
+from davinci_jax.curation.pipeline import Reject
 
 _KEYS, _IDS = "keys.u64", "ids.jsonl"
 
@@ -48,22 +48,17 @@ class KeyedDuplicates(abc.ABC):
     def parameters(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    def collect(self, documents: Iterator[Document], folder: pathlib.Path) -> None:
-        """Writes keys and ids; a document without keys is skipped by its number.
+    def remember(self, document: Document) -> tuple[str, np.ndarray | None]:
+        """Returns (id, keys) of a document."""
+        return document.id, self.keys(document)
 
-        One whose keys cannot be made is compared with no other: it must not take its whole task with it.
-        """
+    def collect(self, remembered: Iterator[tuple[str, np.ndarray | None]], folder: pathlib.Path) -> None:
+        """Writes keys and ids; a document without keys is skipped by its number."""
         with (folder / _KEYS).open("wb") as keys, (folder / _IDS).open("w", encoding="utf-8") as ids:
-            for number, document in enumerate(documents):
-                try:
-                    found = self.keys(document)
-                except Exception as error:
-                    if is_fatal(error):
-                        raise
-                    found = None
+            for number, (name, found) in enumerate(remembered):
                 if found is not None:
                     keys.write(np.uint64(number).tobytes() + np.ascontiguousarray(found, np.uint64).tobytes())
-                ids.write(json.dumps(document.id) + "\n")
+                ids.write(json.dumps(name) + "\n")
 
     def reduce(self, collected: Sequence[pathlib.Path], folder: pathlib.Path) -> None:
         """Writes for each task which documents go, and for which document, as a JSON object."""
@@ -88,18 +83,19 @@ class KeyedDuplicates(abc.ABC):
             }
             (folder / f"{task:06d}.json").write_text(json.dumps(found), encoding="utf-8")
 
+    def open(self, reduced: pathlib.Path, task: int) -> dict[str, dict[str, Any]]:
+        return json.loads((reduced / f"{task:06d}.json").read_text(encoding="utf-8"))
+
     def apply(
-        self, documents: Iterator[Document], reduced: pathlib.Path, task: int, reject: Reject
+        self, document: Document, number: int, opened: dict[str, dict[str, Any]], reject: Reject
     ) -> Iterator[Document]:
-        found = json.loads((reduced / f"{task:06d}.json").read_text(encoding="utf-8"))
-        for number, document in enumerate(documents):
-            keeper, count = found["gone"].get(str(number)), found["stay"].get(str(number))
-            if keeper is not None:
-                reject(document, f"{self.relation} {keeper}")
-            elif count is not None:
-                yield dataclasses.replace(document, metadata={**document.metadata, "duplicates": count})
-            else:
-                yield document
+        keeper, count = opened["gone"].get(str(number)), opened["stay"].get(str(number))
+        if keeper is not None:
+            reject(document, f"{self.relation} {keeper}")
+        elif count is not None:
+            yield dataclasses.replace(document, metadata={**document.metadata, "duplicates": count})
+        else:
+            yield document
 
     def _records(self, task: pathlib.Path) -> np.ndarray:
         """Returns uint64 [m, 1 + columns * width]: number of a document in its task, and its keys."""

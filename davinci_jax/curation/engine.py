@@ -27,9 +27,10 @@ from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
 from davinci_jax.curation.account import Account
+from davinci_jax.curation.corpus import LastPass, remembered
 from davinci_jax.curation.documents import Document, GzipText, read_documents
 from davinci_jax.curation.inputs import Plan, acquire
-from davinci_jax.curation.pipeline import FunnelStep, Timed, through, through_corpus
+from davinci_jax.curation.pipeline import FunnelStep, Timed, through
 from davinci_jax.curation.registry import build, build_reader
 from davinci_jax.curation.stages import Stage, funnel_step
 from davinci_jax.curation.tokens import TokenCounter, counted_by
@@ -39,7 +40,7 @@ from davinci_jax.files import write_atomically
 
 PLAN_FILE = "plan.jsonl"
 _ERROR_FILE = "error.txt"
-_SECONDS_FOLDER = "seconds"
+_NOTES_FOLDER, _REDUCE = "notes", "reduce"
 _SLURM_FILE = "slurm_job.txt"
 _COLLECT_LOGS, _REDUCE_LOGS = "logs-collect", "logs-reduce"
 _WORKER_BYTES = 4 * 2**20  # a further process takes a second to start: it must have that much to read
@@ -200,13 +201,13 @@ class ApplyCorpus(PipelineStep):
         self._task, self._step, self._row = task, step, row
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        operation, reduced = build(self._step), self._task.job.corpus_folder / "reduced"
-        self._row.seconds += _seconds_before(self._task.job.corpus_folder, rank)
-
-        def apply(documents: Iterator[Document], reject: Callable[[Document, str], None]) -> Iterator[Document]:
-            return operation.apply(documents, reduced, rank, reject)
-
-        yield from through_corpus(apply, self._row, data, self._task.open(rank))
+        operation, folder = build(self._step), self._task.job.corpus_folder
+        before = _Notes.read(folder, f"{rank:06d}")
+        self._row.seconds += before.seconds
+        if rank == 0:  # the pass of them all is told once
+            self._row.seconds += _Notes.read(folder, _REDUCE).seconds
+        last = LastPass(operation, operation.open(folder / "reduced", rank), before.failed)
+        yield from through(last, self._row, data, self._task.open(rank))
 
 
 class WriteDocuments(PipelineStep):
@@ -255,8 +256,9 @@ class Collect(PipelineStep):
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
         with _new_folder(self._folder / "collected" / f"{rank:06d}") as folder:
             started, documents = time.perf_counter(), Timed(iter(data))
-            build(self._step).collect(documents, folder)
-            _note_seconds(self._folder, f"{rank:06d}", time.perf_counter() - started - documents.seconds)
+            operation, failed = build(self._step), {}
+            operation.collect(remembered(operation, documents, failed), folder)
+            _Notes(time.perf_counter() - started - documents.seconds, failed).write(self._folder, f"{rank:06d}")
 
 
 class Reduce(PipelineStep):
@@ -274,20 +276,29 @@ class Reduce(PipelineStep):
         with _new_folder(self._folder / "reduced") as folder:
             started = time.perf_counter()
             build(self._step).reduce(collected, folder)
-            _note_seconds(self._folder, "reduce", time.perf_counter() - started)
+            _Notes(time.perf_counter() - started, {}).write(self._folder, _REDUCE)
 
 
-def _note_seconds(corpus: pathlib.Path, of: str, seconds: float) -> None:
-    """Keeps what a pass took for the funnel, beside the folders of its operation."""
-    file = corpus / _SECONDS_FOLDER / f"{of}.json"
-    file.parent.mkdir(exist_ok=True)
-    write_atomically(file, json.dumps(seconds))
+class _Notes(NamedTuple):
+    """What the last pass of a corpus operation must know of one before it; it lies beside the folders of the operation.
 
+    Attributes:
+      seconds: that the pass took, for the funnel.
+      failed: see `corpus.remembered`.
+    """
 
-def _seconds_before(corpus: pathlib.Path, task: int) -> float:
-    """Returns the seconds that the first two passes of a corpus operation took; the one of them all is task 0's."""
-    files = [f"{task:06d}.json", *(["reduce.json"] if task == 0 else [])]
-    return sum(json.loads((corpus / _SECONDS_FOLDER / file).read_text(encoding="utf-8")) for file in files)
+    seconds: float
+    failed: dict[int, str]
+
+    def write(self, corpus: pathlib.Path, of: str) -> None:
+        file = corpus / _NOTES_FOLDER / f"{of}.json"
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, json.dumps(self._asdict()))
+
+    @classmethod
+    def read(cls, corpus: pathlib.Path, of: str) -> _Notes:
+        fields = json.loads((corpus / _NOTES_FOLDER / f"{of}.json").read_text(encoding="utf-8"))
+        return cls(fields["seconds"], {int(number): why for number, why in fields["failed"].items()})
 
 
 class Work(NamedTuple):

@@ -139,32 +139,6 @@ def through(
             yield result
 
 
-def through_corpus(
-    apply: Callable[[Iterator[Document], Reject], Iterator[Document]],
-    step: FunnelStep,
-    documents: Iterator[Document],
-    witness: Witness,
-) -> Iterator[Document]:
-    """Yields the documents that leave the last pass of a corpus operation, with its record in their lineage."""
-    upstream = Timed(documents)
-
-    def taken() -> Iterator[Document]:
-        for document in upstream:
-            witness.took(step, document)
-            yield document
-
-    results = apply(taken(), lambda document, reason: witness.rejected(step, document, reason))
-    while True:
-        started, waited = time.perf_counter(), upstream.seconds
-        document = next(results, None)
-        step.seconds += time.perf_counter() - started - (upstream.seconds - waited)
-        if document is None:
-            return
-        result = _stamped(document, step, ())
-        witness.gave(step, result, None)
-        yield result
-
-
 class Timed:
     """Documents of an iterator; `seconds` is the time that it took to give them."""
 
@@ -189,6 +163,16 @@ def is_fatal(error: Exception) -> bool:
     return isinstance(error, (UserError, ImportError))
 
 
+def why_failed(operation: Any, error: Exception) -> str:
+    """Returns the reason of a document with which an operation has raised."""
+    return f"{operation.name} failed ({type(error).__name__}: {error})"[:1000]
+
+
+def check_writable(document: Document) -> None:
+    """Raises `UnicodeEncodeError` for half of a surrogate pair, which could not be written."""
+    document.text.encode(), document.id.encode()
+
+
 class _Attempt(NamedTuple):
     results: list[Document]
     rejects: list[tuple[Document, str]]
@@ -200,13 +184,13 @@ def _attempt(operation: Operation, batch: Sequence[Document]) -> _Attempt:
     try:
         results = list(operation.apply(iter(batch), lambda document, reason: rejects.append((document, reason))))
         for document in results:
-            document.text.encode(), document.id.encode()  # half of a surrogate pair could not be written
+            check_writable(document)
         return _Attempt(results, rejects, _findings(operation, [*(document for document, _ in rejects), *results]))
     except Exception as error:
         if is_fatal(error):
             raise
         if len(batch) == 1:
-            return _Attempt([], [(batch[0], f"{operation.name} failed ({type(error).__name__}: {error})"[:1000])], [])
+            return _Attempt([], [(batch[0], why_failed(operation, error))], [])
     parts = [_attempt(operation, [document]) for document in batch]
     return _Attempt(*(list(itertools.chain(*lists)) for lists in zip(*parts, strict=True)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import itertools
 import json
 import pathlib
 import re
@@ -61,21 +61,26 @@ class BringReferences:
     def parameters(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    def collect(self, documents: Iterator[Document], folder: pathlib.Path) -> None:
+    def remember(self, document: Document) -> list[tuple[bytes, np.ndarray, np.ndarray]]:
+        """Returns (line, terms uint32 [T], counts uint16 [T]) of each passage that has terms enough."""
+        found = []
+        for start, end in cut(document.text, self.passage):
+            text = document.text[start:end].strip()
+            terms, counts = _terms(text)
+            if len(terms) >= self.shared:
+                record = {"id": document.id, "group": document.group, "start": start, "text": text}
+                found.append((json.dumps(record).encode() + b"\n", terms, counts))
+        return found
+
+    def collect(self, remembered: Iterator[list[tuple[bytes, np.ndarray, np.ndarray]]], folder: pathlib.Path) -> None:
         """Writes the passages of a task as JSON lines, and their terms with counts."""
         starts, terms, counts, places = [0], [], [], [0]
         with (folder / "passages.jsonl").open("wb") as out:
-            for document in documents:
-                for start, end in cut(document.text, self.passage):
-                    text = document.text[start:end].strip()
-                    found, count = _terms(text)
-                    if len(found) < self.shared:
-                        continue
-                    record = {"id": document.id, "group": document.group, "start": start, "text": text}
-                    places.append(places[-1] + out.write(json.dumps(record).encode() + b"\n"))
-                    starts.append(starts[-1] + len(found))
-                    terms.append(found)
-                    counts.append(count)
+            for line, found, count in itertools.chain.from_iterable(remembered):
+                places.append(places[-1] + out.write(line))
+                starts.append(starts[-1] + len(found))
+                terms.append(found)
+                counts.append(count)
         np.save(folder / "starts.npy", np.array(starts, np.int64))
         np.save(folder / "places.npy", np.array(places, np.int64))
         np.save(folder / "terms.npy", np.concatenate([np.zeros(0, np.uint32), *terms]))
@@ -115,17 +120,13 @@ class BringReferences:
         np.save(folder / "owners.npy", owners[order].astype(np.uint32))
         np.save(folder / "weights.npy", weights.astype(np.float32))
 
-    def apply(
-        self, documents: Iterator[Document], reduced: pathlib.Path, task: int, reject: Reject
-    ) -> Iterator[Document]:
-        index = _open(str(reduced))
-        for document in documents:
-            references = self.find(document, index)
-            metadata = {**document.metadata, "references": references}
-            if not references or self.place == "metadata":
-                yield dataclasses.replace(document, metadata=metadata)
-            else:
-                yield self._placed(dataclasses.replace(document, metadata=metadata), references)
+    def open(self, reduced: pathlib.Path, task: int) -> Index:
+        return _open(reduced)
+
+    def apply(self, document: Document, number: int, opened: Index, reject: Reject) -> Iterator[Document]:
+        references = self.find(document, opened)
+        document = dataclasses.replace(document, metadata={**document.metadata, "references": references})
+        yield document if not references or self.place == "metadata" else self._placed(document, references)
 
     def find(self, document: Document, index: Index) -> list[dict[str, Any]]:
         """Returns the references of a document, best first: id, start, text and BM25 score."""
@@ -217,12 +218,10 @@ class Index:
             return json.loads(file.readline())
 
 
-@functools.lru_cache(maxsize=2)
-def _open(folder: str) -> Index:
-    path = pathlib.Path(folder)
+def _open(folder: pathlib.Path) -> Index:
     names = ("terms", "first", "idf", "owners", "weights", "places")
-    arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in names}
-    return Index(**arrays, file=path / "passages.jsonl")
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+    return Index(**arrays, file=folder / "passages.jsonl")
 
 
 def _terms(text: str) -> tuple[np.ndarray, np.ndarray]:

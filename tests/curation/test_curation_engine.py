@@ -60,18 +60,25 @@ class Judge(Shout):
 
 @dataclasses.dataclass(frozen=True)
 class Rank:
-    """A corpus operation that gives every document its place among all documents of the source."""
+    """A corpus operation that gives every document its place among all documents of the source, and fails with one."""
 
+    fails: str = ""
+    error: str = "document"
     name = "rank"
     level = "L2"
 
     def parameters(self):
         return {}
 
-    def collect(self, documents, folder):
+    def remember(self, document):
+        if self.fails == "first":
+            break_at(document, self.error)
+        return document.text
+
+    def collect(self, remembered, folder):
         CALLS["collect"] += 1
         time.sleep(0.02)
-        (folder / "texts").write_text(json.dumps([document.text for document in documents]))
+        (folder / "texts").write_text(json.dumps(list(remembered)))
 
     def reduce(self, collected, folder):
         CALLS["reduce"] += 1
@@ -79,12 +86,20 @@ class Rank:
         texts = sorted(text for task in collected for text in json.loads((task / "texts").read_text()))
         (folder / "all").write_text(json.dumps(texts))
 
-    def apply(self, documents, reduced, task, reject):
-        ranks = {text: n for n, text in enumerate(json.loads((reduced / "all").read_text()))}
-        for document in documents:
-            yield dataclasses.replace(
-                document, metadata={**document.metadata, "rank": ranks[document.text], "task": task}
-            )
+    def open(self, reduced, task):
+        return task, {text: n for n, text in enumerate(json.loads((reduced / "all").read_text()))}
+
+    def apply(self, document, number, opened, reject):
+        task, ranks = opened
+        if self.fails == "last":
+            break_at(document, self.error)
+        metadata = {**document.metadata, "rank": ranks[document.text], "task": task, "number": number}
+        yield dataclasses.replace(document, metadata=metadata)
+
+
+def break_at(document, error):
+    if document.text.startswith("TEXT 6"):
+        raise OSError(errno.EACCES, "Permission denied") if error == "disk" else ZeroDivisionError("odd text")
 
 
 @pytest.fixture(autouse=True)
@@ -247,6 +262,28 @@ def test_more_tasks_than_documents(raw):
 def test_the_funnel_counts_the_seconds_of_all_three_passes_of_a_corpus_operation(raw):
     *_, rank = run(config(raw)).funnel["steps"]
     assert rank["seconds"] >= CALLS["collect"] * 0.02 + 0.05
+
+
+@pytest.mark.parametrize("fails", ["first", "last"])
+def test_a_document_with_which_a_corpus_operation_fails_takes_no_other_with_it(raw, fails):
+    result = run(config(raw, (*RECIPE[:3], Step("rank", fails=fails)), task_bytes=10_000))
+    kept, rejects = records(result.folder / "documents"), records(result.folder / "rejects")
+    [bad] = [record for record in rejects if record["operation"] == "rank"]
+    assert (bad["id"], bad["reason"]) == ("raw/06.txt", "rank failed (ZeroDivisionError: odd text)")
+    whole = records(run(config(raw, root="whole", task_bytes=10_000)).folder / "documents")
+    assert [record["id"] for record in kept] == [record["id"] for record in whole if record["id"] != "raw/06.txt"]
+    numbers, ranks = ([record["metadata"][name] for record in kept] for name in ("number", "rank"))
+    if fails == "first":  # it takes part in nothing
+        assert numbers == list(range(len(kept)))
+        assert sorted(ranks) == list(range(len(kept)))
+    assert result.funnel["steps"][-1]["rejected"] == 1
+
+
+@pytest.mark.parametrize("fails", ["first", "last"])
+def test_trouble_with_files_in_a_corpus_operation_stops_the_run(raw, fails):
+    with pytest.raises(DataError, match="Permission denied"):
+        run(config(raw, (*RECIPE[:3], Step("rank", fails=fails, error="disk"))))
+    assert not (raw.parent / "root/curated/s/current").exists()
 
 
 @pytest.mark.slow

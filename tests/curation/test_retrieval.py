@@ -5,13 +5,14 @@ import dataclasses
 import math
 import re
 
+import corpus_passes
 import numpy as np
 import pytest
 import scripted_server
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.generation.background import WriteBackground
-from davinci_jax.curation.retrieval import BringReferences, _open, _terms
+from davinci_jax.curation.retrieval import BringReferences, _terms
 
 FILLER = "kala mora tivu sena rolo pika duta wemi goba lufa".split()  # noqa: SIM905
 
@@ -29,18 +30,12 @@ def corpus(count=40, seed=0):
     return documents
 
 
-def index(operation, documents, folder, tasks=2):
-    collected = []
-    for task in range(tasks):
-        place = folder / f"c{tasks}-{task}"
-        place.mkdir(parents=True)
-        size = -(-len(documents) // tasks)
-        operation.collect(iter(documents[task * size : (task + 1) * size]), place)
-        collected.append(place)
-    reduced = folder / f"r{tasks}"
-    reduced.mkdir()
-    operation.reduce(collected, reduced)
-    return reduced
+def made_by(operation, documents, folder, tasks=2):
+    size = -(-len(documents) // tasks)
+    cut = [documents[task * size : (task + 1) * size] for task in range(tasks)]
+    kept, rejects = corpus_passes.run(operation, cut, folder)
+    assert rejects == []
+    return [document for task in kept for document in task]
 
 
 def bm25(query, documents, k1=1.2, b=0.75):
@@ -61,8 +56,7 @@ def bm25(query, documents, k1=1.2, b=0.75):
 def test_references_are_the_documents_that_share_rare_terms(tmp_path):
     documents = corpus()
     operation = BringReferences(count=2)
-    reduced = index(operation, documents, tmp_path)
-    made = list(operation.apply(iter(documents), reduced, 0, None))
+    made = made_by(operation, documents, tmp_path)
     for n, document in enumerate(made):
         (reference,) = document.metadata["references"]
         assert reference["id"] == f"d{n ^ 1:02}"
@@ -85,9 +79,7 @@ def test_marks_end_where_the_text_before_the_references_ends(tmp_path):
         for document in corpus(8)
     ]
     operation = BringReferences(place="after")
-    for before, after in zip(
-        documents, operation.apply(iter(documents), index(operation, documents, tmp_path), 0, None), strict=True
-    ):
+    for before, after in zip(documents, made_by(operation, documents, tmp_path), strict=True):
         assert "\n\nReferences\n\n" in after.text
         assert [after.text[start:end] for start, end in after.questions] == [before.text.rstrip()[2:]]
         assert [(name, after.text[start:end]) for name, start, end in after.parts] == [("all", before.text.rstrip())]
@@ -97,8 +89,8 @@ def test_any_number_of_tasks_gives_the_same(tmp_path):
     documents, operation = corpus(), BringReferences(count=3, shared=2, frequent=1.0)
     results = []
     for tasks in (1, 3):
-        reduced = index(operation, documents, tmp_path, tasks)
-        results.append([document.metadata for document in operation.apply(iter(documents), reduced, 0, None)])
+        made = made_by(operation, documents, tmp_path / str(tasks), tasks)
+        results.append([document.metadata for document in made])
     assert results[0] == results[1]
     assert any(len(metadata["references"]) == 3 for metadata in results[0])
 
@@ -108,7 +100,7 @@ def test_no_document_is_its_own_reference_nor_what_says_the_same(tmp_path):
     documents[1] = Document(id="copy", text=documents[0].text, group="other")
     documents[3] = Document(id="sibling", text=documents[3].text, group=documents[2].group)
     operation = BringReferences(place="metadata")
-    made = list(operation.apply(iter(documents), index(operation, documents, tmp_path), 0, None))
+    made = made_by(operation, documents, tmp_path)
     assert made[0].metadata["references"] == made[2].metadata["references"] == []
     assert [item["id"] for item in made[4].metadata["references"]] == ["d05"]
     assert [document.text for document in made] == [document.text for document in documents]
@@ -119,10 +111,9 @@ def test_no_document_is_its_own_reference_nor_what_says_the_same(tmp_path):
 )
 def test_a_corpus_that_is_too_small(documents, tmp_path):
     operation = BringReferences(place="after")
-    reduced = index(operation, documents, tmp_path, tasks=1)
-    made = list(operation.apply(iter(documents), reduced, 0, None))
+    made = made_by(operation, documents, tmp_path, tasks=1)
     assert [document.text for document in made] == [document.text for document in documents]
-    assert len(_open(str(reduced)).terms) == (5 if documents and documents[0].text else 0)
+    assert len(operation.open(tmp_path / "reduced", 0).terms) == (5 if documents and documents[0].text else 0)
 
 
 def test_terms_are_words_of_three_letters_or_more():
