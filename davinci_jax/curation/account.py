@@ -78,8 +78,7 @@ class Account:
             record["characters"] = len(document.text)
         if document.metadata:  # what was found of it may be why it goes, such as its hits in benchmarks
             record["metadata"] = dict(document.metadata)
-        # What is no JSON in it may be why too.
-        self._rejects[label].write(json.dumps(record, ensure_ascii=False, default=repr) + "\n")
+        self._rejects[label].write(_reject_line(record) + "\n")
 
     def found(self, step: FunnelStep, document: Document, texts: Sequence[tuple[str, str, str]]) -> None:
         shown = [[text.encode("utf-8", "replace").decode()[:_SAMPLE_CHARACTERS] for text in item] for item in texts]
@@ -128,6 +127,14 @@ class Account:
 def reject_folder(position: int, operation: str) -> str:
     """Returns the folder name of the documents that the operation at a position of the recipe has dropped."""
     return f"{position:02d}-{operation}"
+
+
+def _reject_line(record: dict[str, Any]) -> str:
+    """Returns a record as JSON; what is no JSON in its metadata may be why the document goes."""
+    try:
+        return json.dumps(record, ensure_ascii=False, default=repr)
+    except (TypeError, ValueError, RecursionError):  # a key that is no name, a loop, too deep
+        return json.dumps({**record, "metadata": "cannot be written"}, ensure_ascii=False)
 
 
 def merge_samples(samples: Sequence[Sequence[dict[str, Any]]], size: int) -> list[dict[str, Any]]:

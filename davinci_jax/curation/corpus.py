@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from davinci_jax.curation.documents import Document
-from davinci_jax.curation.pipeline import Reject, check_writable, is_fatal, why_failed
+from davinci_jax.curation.pipeline import Reject, is_fatal, why_failed
 from davinci_jax.errors import DataError
 
 
@@ -71,7 +71,6 @@ def remembered(operation: CorpusOperation, documents: Iterator[Document], failed
     """
     for number, document in enumerate(documents):
         try:
-            check_writable(document)
             found = operation.remember(document)
         except Exception as error:
             if is_fatal(error) or isinstance(error, OSError):

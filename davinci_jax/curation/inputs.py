@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from davinci_jax.curation.documents import Document
-from davinci_jax.curation.pipeline import is_fatal
+from davinci_jax.curation.pipeline import check_writable, is_fatal
 from davinci_jax.curation.places import Item, Place
 from davinci_jax.errors import DataError, UserError
 from davinci_jax.experiment.curation import CuratedSource, Input
@@ -241,9 +241,11 @@ def stamp(source: CuratedSource, given: Input, reader: Reader, item: Item, found
 
 def _unfit(document: Document) -> str:
     try:
-        document.text.encode(), document.id.encode()
+        check_writable(document)
     except UnicodeEncodeError:
         return "holds half of a surrogate pair, which is no text"
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"has metadata that is no JSON ({error})"
     return "" if document.text or document.raw else "empty"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -169,8 +170,9 @@ def why_failed(operation: Any, error: Exception) -> str:
 
 
 def check_writable(document: Document) -> None:
-    """Raises `UnicodeEncodeError` for half of a surrogate pair, which could not be written."""
+    """Raises for what could not be written: half of a surrogate pair, metadata that is no JSON."""
     document.text.encode(), document.id.encode()
+    json.dumps(dict(document.metadata))
 
 
 class _Attempt(NamedTuple):
@@ -183,8 +185,10 @@ def _attempt(operation: Operation, batch: Sequence[Document]) -> _Attempt:
     rejects: list[tuple[Document, str]] = []
     try:
         results = list(operation.apply(iter(batch), lambda document, reason: rejects.append((document, reason))))
+        known = set(map(id, batch))
         for document in results:
-            check_writable(document)
+            if id(document) not in known:
+                check_writable(document)
         return _Attempt(results, rejects, _findings(operation, [*(document for document, _ in rejects), *results]))
     except Exception as error:
         if is_fatal(error):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import datetime
-import decimal
 import gzip
 import io
 import json
@@ -286,4 +285,4 @@ def _plain(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
-    return str(value) if isinstance(value, (decimal.Decimal, datetime.timedelta)) else value
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)

@@ -194,6 +194,7 @@ def test_a_source_that_is_there_is_left_alone(raw):
     assert second.funnel == first.funnel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "shouts", "collects"),
     [

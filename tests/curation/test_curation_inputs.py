@@ -10,6 +10,7 @@ import os
 import pathlib
 import tarfile
 import tracemalloc
+import uuid
 import zipfile
 
 import fsspec
@@ -22,7 +23,7 @@ from hypothesis import given as cases
 from hypothesis import strategies as st
 from raw_files import git, warc
 
-from davinci_jax.curation import archives, inputs
+from davinci_jax.curation import archives, inputs, readers
 from davinci_jax.curation.inputs import acquire, make_plan
 from davinci_jax.curation.registry import build_reader
 from davinci_jax.errors import DataError
@@ -402,6 +403,18 @@ def test_parquet(tmp_path):
     assert documents["in/a"].metadata["tags"] == ["x", "y"]
     json.dumps(dict(documents["in/a"].metadata))
     assert list(rejects) == ["in/bad.parquet"]
+
+
+def test_metadata_that_is_no_json_costs_its_document_alone(tmp_path, monkeypatch):
+    columns = {"text": ["one", "two"], "name": pyarrow.array([b"0" * 16, None], pyarrow.uuid())}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    documents, rejects = read("parquet", tmp_path)
+    assert [document.metadata.get("name") for document in documents.values()] == [str(uuid.UUID(bytes=b"0" * 16)), None]
+    assert rejects == {}
+    monkeypatch.setattr(readers, "_plain", lambda value: value)  # a reader that is less careful
+    documents, rejects = read("parquet", tmp_path)
+    assert list(documents) == ["in/t.parquet#2"]
+    assert rejects == {"in/t.parquet#1": "has metadata that is no JSON (Object of type UUID is not JSON serializable)"}
 
 
 def test_warc(tmp_path):

@@ -195,10 +195,10 @@ def test_any_number_of_tasks_keeps_the_same_documents(tmp_path):
 
 
 def test_exact_duplicates_ignore_blanks_around_and_nothing_else(tmp_path):
-    texts = ["same text", " same text\n", "same  text", "Same text"]
+    texts = ["same text", " same text\n", "same  text", "Same text", "half \ud800", "half \ud800"]
     kept, rejects = run(ExactDuplicates(), [documents(*texts)], tmp_path)
-    assert ids(kept) == ["d0", "d2", "d3"]
-    assert rejects == [("d1", "same text as d0")]
+    assert ids(kept) == ["d0", "d2", "d3", "d4"]
+    assert rejects == [("d1", "same text as d0"), ("d5", "same text as d4")]
 
 
 def test_names_that_an_extraction_put_in_do_not_tell_documents_apart(tmp_path):

@@ -2,13 +2,17 @@
 
 import dataclasses
 import errno
+import gzip
+import json
 import time
 
 import pytest
 
+from davinci_jax.curation.account import Account
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.pipeline import FunnelStep, Operation, through
 from davinci_jax.curation.rules import DropShort
+from davinci_jax.curation.tokens import TokenCounter
 from davinci_jax.errors import DataError
 
 
@@ -48,6 +52,8 @@ class Halves:
                 reject(document, "too long")
             elif document.text == "surrogate":
                 yield document.with_text("\ud800")
+            elif document.text == "metadata":
+                yield dataclasses.replace(document, metadata={"raw": b"no JSON"})
             else:
                 for n in range(2):
                     yield dataclasses.replace(document.with_text(document.text[n::2]), id=f"{document.id}#{n}")
@@ -75,7 +81,7 @@ def test_a_record_joins_the_lineage_and_the_level_is_the_highest():
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_a_document_with_which_an_operation_fails_takes_no_other_with_it(batch):
-    texts = {"a": "1234", "b": "bad", "c": "long", "d": "5678", "e": "surrogate"}
+    texts = {"a": "1234", "b": "bad", "c": "long", "d": "5678", "e": "surrogate", "f": "metadata"}
     results, books = ran(Halves(batch=batch), *(Document(id, text) for id, text in texts.items()))
     assert [(document.id, document.text) for document in results] == [
         ("a#0", "13"),
@@ -88,7 +94,22 @@ def test_a_document_with_which_an_operation_fails_takes_no_other_with_it(batch):
     assert reasons["b"] == "halves failed (ValueError: no halves of this)"
     assert reasons["c"] == "too long"
     assert "surrogates not allowed" in reasons["e"]
-    assert sorted(books.taken) == list("abcde")
+    assert reasons["f"] == "halves failed (TypeError: Object of type bytes is not JSON serializable)"
+    assert sorted(books.taken) == list("abcdef")
+
+
+def test_a_reject_with_metadata_that_cannot_be_written_takes_no_other_with_it(tmp_path):
+    loop = {}
+    loop["loop"] = loop
+    step = row(DropShort(5))
+    account = Account(tmp_path, [step], 0, TokenCounter(None), tmp_path / "progress")
+    for n, metadata in enumerate([{"raw": b"x"}, {("a", 1): 2}, loop, {}]):
+        account.rejected(step, Document(str(n), "text", metadata=metadata), "odd")
+    account.close()
+    with gzip.open(tmp_path / "00-drop-short/rejects.jsonl.gz", "rt") as lines:
+        records = list(map(json.loads, lines))
+    cannot = "cannot be written"
+    assert [record.get("metadata") for record in records] == [{"raw": "b'x'"}, cannot, cannot, None]
 
 
 @pytest.mark.parametrize(
