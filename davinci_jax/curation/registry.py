@@ -119,6 +119,12 @@ def _notebooks() -> ModuleType:
     return notebooks
 
 
+def _pages() -> ModuleType:
+    from davinci_jax.curation import pages
+
+    return pages
+
+
 def _pdf() -> ModuleType:
     from davinci_jax.curation import pdf
 
@@ -246,6 +252,7 @@ OPERATIONS: dict[str, tuple[Callable[[], ModuleType], str]] = {
     "gopher-repetition": (_gopher, "GopherRepetition"),
     "html-careful": (_html, "HtmlCareful"),
     "html-text": (_html, "HtmlText"),
+    "join-pages": (_pages, "JoinPages"),
     "keep-languages": (_language, "KeepLanguages"),
     "keep-licences": (_licences, "KeepLicences"),
     "keep-sizes": (_sizes, "KeepSizes"),

@@ -119,7 +119,8 @@ def theirs(filter_, text):
     return (None, document.text) if kept else (reason, None)
 
 
-@pytest.mark.parametrize("tokeniser", ["spacy-chunks", pytest.param("spacy", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tokeniser", ["spacy-chunks", "spacy"])
 @pytest.mark.parametrize(("rule", "filter_"), RULES, ids=lambda kind: kind.__name__)
 def test_crafted_texts_are_decided_as_datatrove_decides_them(rule, filter_, tokeniser):
     reference, reasons = filter_(), set()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.generation import quality
-from davinci_jax.curation.generation.client import Generation
+from davinci_jax.curation.generation.client import Generation, RequestFailed
 from davinci_jax.curation.generation.operation import Ask, Generative
+from davinci_jax.curation.pages import BLANK, UNREAD
 from davinci_jax.errors import ConfigError
+from davinci_jax.experiment import checks
 
+_BLANK_PAGE = re.compile(r"<PAGE>\s*</PAGE>")
 _SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"))
 
 
@@ -21,16 +25,20 @@ class Transcribe(Generative):
     """Transcribes a document whose raw bytes are the picture of one page: PNG, JPEG or WebP.
 
     Attributes:
-      max_bytes: pictures above this are rejected unasked.
+      max_bytes: pictures above this are not asked for.
+      unread: "reject" drops a page that cannot be read, or is blank; "keep" lets it go on without text, so that
+        `join-pages` can say that it is missing. `metadata["unread"]` tells why.
     """
 
     prompt: str = "transcribe_v1"
     max_tokens: int = 4096
     max_bytes: int = 20 << 20
+    unread: str = "reject"
     name, level = "transcribe", "L1"
 
     def __post_init__(self):
         super().__post_init__()
+        checks.one_of(self.name, ("reject", "keep"), unread=self.unread)
         if not self.chat:
             raise ConfigError("transcribe.chat", False, "cannot carry a picture", "use a chat model that sees")
 
@@ -43,9 +51,12 @@ class Transcribe(Generative):
         trouble = ""
         picture = f"data:{kind};base64,{base64.b64encode(document.raw).decode()}"
         for attempt in range(self.attempts):
-            said, trouble = self._read(await ask(self._payload(picture, attempt), f"{document.id}@{attempt}"))
+            try:
+                said, trouble = self._read(await ask(self._payload(picture, attempt), f"{document.id}@{attempt}"))
+            except RequestFailed as error:
+                said, trouble = "", f"no answer: {error}"
             if trouble is None:
-                return said, ""
+                return (said, "") if said else (None, BLANK)
         return None, trouble
 
     def _payload(self, picture: str, attempt: int) -> dict[str, Any]:
@@ -55,6 +66,8 @@ class Transcribe(Generative):
         return {"messages": messages, **settings, "seed": self.seed + attempt}
 
     def _read(self, generation: Generation) -> tuple[str, str | None]:
+        if _BLANK_PAGE.fullmatch(generation.text.strip()):
+            return "", None
         said, trouble = quality.extract(generation, "PAGE")
         if trouble is None and quality.is_endless(said):
             trouble = "endless"
@@ -64,4 +77,8 @@ class Transcribe(Generative):
 
     def finish(self, document: Document, result: tuple[str | None, str]) -> Sequence[Document] | str:
         said, trouble = result
-        return trouble if said is None else [document.with_text(f"{said}\n")]
+        if said is not None:
+            return [document.with_text(f"{said}\n")]
+        if self.unread == "reject":
+            return trouble
+        return [document.with_text("", metadata={**document.metadata, UNREAD: trouble})]

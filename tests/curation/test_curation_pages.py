@@ -1,0 +1,144 @@
+"""Pages that are joined to documents again: their order, those that are missing, and any cut into tasks."""
+
+import base64
+import dataclasses
+
+import pytest
+import scripted_server
+from corpus_passes import run
+from rich.console import Console
+
+from davinci_jax.curation.corpus import CorpusOperation
+from davinci_jax.curation.documents import Document, read_documents
+from davinci_jax.curation.generation.transcribe import Transcribe
+from davinci_jax.curation.pages import JoinPages, split_name
+from davinci_jax.curation.run import curate
+from davinci_jax.errors import ConfigError
+from davinci_jax.experiment.curation import CuratedSource, CurationConfig, Input, Step
+
+PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+
+
+def pages(name, texts, **more):
+    """A page for each number -> text; of one without text the metadata say why."""
+    return [
+        Document(id=f"{name}/{number:04d}.png", text=text, metadata={"path": f"b/{number:04d}.png", **more})
+        for number, text in texts.items()
+    ]
+
+
+def unread(page, why):
+    return dataclasses.replace(page, text="", metadata={**page.metadata, "unread": why})
+
+
+@pytest.mark.parametrize(
+    ("name", "document", "number"),
+    [
+        ("in/book/0003.png", "in/book", 3),
+        ("in/book12/0003.png", "in/book12", 3),
+        ("in/book.zip!/Page-3.jpeg", "in/book.zip", 3),
+        ("in/book.pdf#3", "in/book.pdf", 3),
+        ("in/book_p12.webp", "in/book", 12),
+        ("in/map3.png", "in/map", 3),
+        ("in/3", "in", 3),
+        ("in/cover.png", "in/cover.png", None),
+        ("in/scan-" + "7" * 30, "in/scan-" + "7" * 30, None),
+        ("-" * 100_000 + "x", "-" * 100_000 + "x", None),
+        ("7", "7", None),
+    ],
+)
+def test_names_of_pages(name, document, number):
+    assert split_name(name) == (document, number)
+
+
+def test_pages_in_any_order_and_any_tasks_become_one_document(tmp_path):
+    assert isinstance(JoinPages(), CorpusOperation)
+    one = pages("in/a", {n: f"text {n}\n" for n in (1, 2, 3, 10)}, pages=12)
+    one[1] = dataclasses.replace(one[1], licence="MIT", lineage=({"operation": "x"},))
+    one[0], one[2] = unread(one[0], "blank page"), unread(one[2], "truncated")
+    two, other = pages("in/b", {5: "five", 6: "six"}), Document(id="in/notes.txt", text="notes")
+    given = [other, one[3], two[1], one[2], one[0], two[0], one[1]]
+    outcomes = []
+    for n, cut in enumerate([(given,), (given[:2], [], given[2:5], given[5:])]):
+        kept, rejects = run(JoinPages(), cut, tmp_path / str(n))
+        assert rejects == []
+        outcomes.append([document for task in kept for document in task])
+    assert outcomes[0] == outcomes[1]
+    notes, second, first = outcomes[0]
+    assert notes == other
+    assert (second.id, second.text) == ("in/b", "five\n\nsix\n")
+    assert second.metadata == {"path": "b", "pages": 2}
+    assert first.text == "text 2\n\ntext 10\n"
+    assert (first.licence, first.lineage, first.group) == ("MIT", one[1].lineage, "in/a")
+    assert [(name, first.text[a:b]) for name, a, b in first.parts] == [(one[1].id, "text 2"), (one[3].id, "text 10")]
+    absent = [{"page": n, "why": "is not among the pages"} for n in (4, 5, 6, 7, 8, 9, 11, 12)]
+    assert first.metadata == {
+        "path": "b", "pages": 12, "pages_missing": [{"page": 3, "why": "truncated"}, *absent],
+    }  # fmt: skip
+    assert Document.from_json(first.to_json()) == first
+
+
+def test_numbers_far_apart_count_no_pages(tmp_path):
+    ((document,),), _ = run(JoinPages(), [pages("in/a", {20260101: "x", 20260731: "y"}, pages=10**15)], tmp_path)
+    assert document.text == "x\n\ny\n"
+    assert document.metadata["pages"] == 2
+    assert "pages_missing" not in document.metadata
+
+
+def test_a_document_none_of_whose_pages_has_text_is_rejected_page_by_page(tmp_path):
+    given = [
+        unread(page, why) for page, why in zip(pages("in/a", {1: "", 2: ""}), ("endless", "blank page"), strict=True)
+    ]
+    kept, rejects = run(JoinPages(), [given], tmp_path)
+    assert kept == [[]]
+    none = "no page of its document has text; this one:"
+    assert rejects == [("in/a/0001.png", f"{none} endless"), ("in/a/0002.png", f"{none} blank page")]
+
+
+def test_scanned_pages_come_out_as_one_document(tmp_path):
+    """From pictures through the model and back: a page fails, a picture is none, and one is blank."""
+    (tmp_path / "scans/book").mkdir(parents=True)
+    for n in range(1, 7):
+        (tmp_path / f"scans/book/{n}.png").write_bytes(PICTURE + bytes([n]))
+    (tmp_path / "scans/book/4.png").write_bytes(b"no picture")
+
+    def script(payload, times):
+        n = base64_end(payload)
+        said = {2: "no marks", 5: "<PAGE>\n</PAGE>"}
+        return said.get(n, f"<PAGE>This is what page {n} says.</PAGE>")
+
+    with scripted_server.serve(script) as server:
+        recipe = (Step("transcribe", endpoint=server.url, model="m", unread="keep"), Step("join-pages"))
+        given = Input(kind="folder", path=str(tmp_path / "scans"), licence="MIT")
+        source = CuratedSource(name="s", domain="D", level="L1", inputs=(given,), recipe=recipe)
+        config = CurationConfig(root=str(tmp_path / "out"), sources=(source,), workers=1, task_bytes=900)
+        [result] = curate(config, Console(quiet=True))
+        asked = len(server.payloads)
+    assert asked == 4 + 2  # a blank page is not asked for again
+    found = [d for file in sorted((result.folder / "documents").iterdir()) for d in read_documents(file)]
+    [book] = found
+    assert book.id == "scans/book"
+    assert book.text == "".join(f"This is what page {n} says.\n\n" for n in (1, 3, 6)).rstrip() + "\n"
+    assert [name for name, _, _ in book.parts] == [f"scans/book/{n}.png" for n in (1, 3, 6)]
+    assert book.metadata["pages"] == 6
+    missing = [{"page": 2, "why": "malformed"}, {"page": 4, "why": "is no picture in PNG, JPEG or WebP"}]
+    assert book.metadata["pages_missing"] == missing
+    assert [record["operation"] for record in book.lineage] == ["read-folder", "transcribe", "join-pages"]
+    assert (book.level, book.licence) == ("L1", "MIT")
+    assert result.funnel["steps"][-1]["documents_in"] == 6
+    assert not list(result.folder.rglob("rejects/*/*.gz"))
+
+
+def base64_end(payload):
+    (content,) = payload["messages"][1]["content"]
+    return base64.b64decode(content["image_url"]["url"].split(",")[1])[-1]
+
+
+def test_unread_pages_are_rejected_or_kept(tmp_path):
+    with pytest.raises(ConfigError, match="unread"):
+        Transcribe(endpoint="replay", model="m", unread="drop")
+    with scripted_server.serve(lambda *_: "<PAGE></PAGE>") as server:
+        operation = Transcribe(endpoint=server.url, model="m", store=str(tmp_path))
+        rejects = []
+        assert not list(operation.apply(iter([Document(id="d", raw=PICTURE)]), lambda d, why: rejects.append(why)))
+    assert rejects == ["blank page"]
