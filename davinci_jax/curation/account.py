@@ -48,7 +48,7 @@ class Account:
         self._changed = {id(step): _Sample() for step in self.steps}
         self._found = {id(step): _Sample() for step in self.steps}
         self._kept = _Sample()
-        self._pairs, self._licences = 0, collections.Counter()
+        self._pairs, self._licences, self._levels = 0, collections.Counter(), collections.Counter()
         self._bytes_read = 0
 
     def took(self, step: FunnelStep, document: Document) -> None:
@@ -89,6 +89,7 @@ class Account:
         self._kept.add(document)
         self._pairs += len(document.questions)
         self._licences[document.licence or "unknown"] += 1
+        self._levels[document.level] += 1
 
     def read(self, size: int) -> None:
         """The task has read so many bytes of its input files."""
@@ -112,6 +113,7 @@ class Account:
             "kept": self._kept.records(),
             "pairs": self._pairs,
             "licences": dict(self._licences),
+            "levels": dict(self._levels),
         }
 
     def abandon(self) -> None:

@@ -40,15 +40,16 @@ def add_steps(counts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def summarise(rows: Sequence[dict[str, Any]], last: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the funnel of a source: documents, bytes, tokens, pairs, licences, and a row for each operation.
+    """Returns the funnel of a source: documents, bytes, tokens, pairs, licences, levels, a row for each operation.
 
     Args:
       rows: of all stages, in order.
       last: counts of the tasks of the last stage.
     """
-    licences: collections.Counter[str] = collections.Counter()
+    licences, levels = collections.Counter(), collections.Counter()
     for task in last:
         licences.update(task["licences"])
+        levels.update(task["levels"])
     end = rows[-1]
     return {
         "documents": end["documents_out"],
@@ -56,6 +57,7 @@ def summarise(rows: Sequence[dict[str, Any]], last: Sequence[dict[str, Any]]) ->
         "tokens": round(end["tokens_out"]),
         "pairs": sum(task["pairs"] for task in last),
         "licences": dict(sorted(licences.items())),
+        "levels": dict(sorted(levels.items())),
         "steps": [
             {
                 name: round(value, 3) if name == "seconds" else _whole(value)

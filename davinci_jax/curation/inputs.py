@@ -30,6 +30,7 @@ class Acquired(NamedTuple):
       licence: where the input names one for the document.
       provenance: what else leads back to it, for the lineage: package and version, commit, line.
       refused: why it cannot be a document.
+      level: Darwin level that it comes with.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Acquired(NamedTuple):
     licence: str | None = None
     provenance: Mapping[str, Any] = {}
     refused: str = ""
+    level: str = "L0"
 
 
 class Reader(Protocol):
@@ -233,6 +235,7 @@ def stamp(source: CuratedSource, given: Input, reader: Reader, item: Item, found
         text=found.text,
         raw=found.raw,
         group=name,
+        level=found.level,
         licence=licence,
         metadata=metadata,
         lineage=({"operation": reader.name, "level": "L0", "parameters": record},),

@@ -17,6 +17,7 @@ from davinci_jax.curation.inputs import MAX_BYTES, Acquired, no_files
 from davinci_jax.curation.installation import find_package
 from davinci_jax.curation.places import COMPRESSED, Item, Place, decompressed
 from davinci_jax.errors import DataError
+from davinci_jax.experiment.data import LEVELS
 
 _TABLE_ROWS = 256  # of a batch that is read at a time
 
@@ -97,12 +98,14 @@ class JsonlReader(_Reader):
       text: field of the text.
       id: field of the native name; the line's number stands in where it is missing.
       licence: field of the licence.
+      level: field of the Darwin level that a document has already; anything but "L0" to "L9" is metadata.
       max_bytes: bound on a line; a longer one is rejected.
     """
 
     text: str = "text"
     id: str = "id"
     licence: str = "licence"
+    level: str = "level"
     max_bytes: int = MAX_BYTES
     name = "read-jsonl"
 
@@ -138,11 +141,13 @@ class ParquetReader(_Reader):
       text: column of the text.
       id: column of the native name; the row's number stands in where it is missing.
       licence: column of the licence.
+      level: column of the Darwin level that a document has already; anything but "L0" to "L9" is metadata.
     """
 
     text: str = "text"
     id: str = "id"
     licence: str = "licence"
+    level: str = "level"
     name = "read-parquet"
 
     def items(self, place: Place) -> list[Item]:
@@ -210,9 +215,12 @@ class DocumentsReader(_Reader):
             plain = gzip.GzipFile(fileobj=stream) if item.path.endswith(".gz") else stream
             for number, line in enumerate(io.TextIOWrapper(plain, encoding="utf-8", newline="\n"), 1):
                 try:
-                    yield Document.from_json(line)
-                except (ValueError, TypeError, KeyError) as error:
+                    document = Document.from_json(line)
+                    _check(document)
+                except (ValueError, TypeError, KeyError, RecursionError) as error:
                     yield Acquired(f"{item.path}#{number}", refused=f"is no document of curation ({error})")
+                else:
+                    yield document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +272,7 @@ def _row(reader: JsonlReader | ParquetReader, name: str, fields: dict[str, Any],
     licence = fields.pop(reader.licence, None)
     if not isinstance(text, str):
         return Acquired(name, refused=f"no text in {reader.text!r}")
+    level = fields.pop(reader.level) if fields.get(reader.level) in LEVELS else "L0"
     more = fields.pop("metadata", None)
     fields |= more if isinstance(more, dict) else {}
     return Acquired(
@@ -272,7 +281,17 @@ def _row(reader: JsonlReader | ParquetReader, name: str, fields: dict[str, Any],
         metadata=fields,
         licence=licence if isinstance(licence, str) else None,
         provenance=where,
+        level=level,
     )
+
+
+def _check(document: Document) -> None:
+    """Raises `TypeError` for a field that no document of curation has so: an operation would fail on it."""
+    for name, kind in (("id", str), ("text", str), ("group", str), ("metadata", dict)):
+        if not isinstance(getattr(document, name), kind):
+            raise TypeError(f"its {name} is {type(getattr(document, name)).__name__}")
+    if document.level not in LEVELS:
+        raise TypeError(f"its level is {document.level!r}")
 
 
 def _plain(value: Any) -> Any:

@@ -253,10 +253,11 @@ def _write_card(prepared: Prepared, funnel: dict[str, Any]) -> None:
         "name": source.name,
         "domain": source.domain,
         "level": source.level,
-        "level_reached": max(step["level"] for step in funnel["steps"]),
+        # Documents may have come with a level above the recipe's; the source has reached what all of them have.
+        "level_reached": min(funnel["levels"], default=max(step["level"] for step in funnel["steps"])),
         "stages": None if source.stages is None else list(source.stages),
         "note": source.note,
-        **{name: funnel[name] for name in ("documents", "bytes", "tokens", "tokens_by", "licences")},
+        **{name: funnel[name] for name in ("documents", "bytes", "tokens", "tokens_by", "licences", "levels")},
         "inputs": [
             {
                 "kind": given.kind,

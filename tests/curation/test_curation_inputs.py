@@ -417,6 +417,22 @@ def test_metadata_that_is_no_json_costs_its_document_alone(tmp_path, monkeypatch
     assert rejects == {"in/t.parquet#1": "has metadata that is no JSON (Object of type UUID is not JSON serializable)"}
 
 
+def test_a_line_that_is_no_document_costs_itself_alone(tmp_path):
+    whole = {"id": "a", "text": "one", "level": "L4", "group": "a", "lineage": []}
+    odd = [{"level": 7}, {"level": None}, {"text": None}, {"id": 3}, {"metadata": []}, {"other": 1}]
+    lines = [
+        json.dumps(whole),
+        "{",
+        *(json.dumps({**whole, **field}) for field in odd),
+        json.dumps({**whole, "id": "b"}),
+    ]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    documents, rejects = read("documents", tmp_path)
+    assert {id: document.level for id, document in documents.items()} == {"a": "L4", "b": "L4"}
+    assert list(rejects) == [f"in/d.jsonl#{n}" for n in range(2, 9)]
+    assert rejects["in/d.jsonl#3"] == "is no document of curation (its level is 7)"
+
+
 def test_warc(tmp_path):
     data = warc(
         ("response", "http://x/a", b"text/html; charset=latin-1", b"<p>caf\xe9</p>"),

@@ -133,6 +133,36 @@ def test_the_level_map_has_levels_sources_and_stages(made):
     assert [["●" in cell for cell in cells[10:]] for _, cells in sorted(rows.items())] == [[True, True], [True, False]]
 
 
+def test_the_level_that_documents_came_with_counts(tmp_path):
+    levels = {"a": "L4", "b": "L5", "c": "Level 3", "d": None}
+    (tmp_path / "given.jsonl").write_text(
+        "".join(json.dumps({"id": id, "text": f"text {id}", "level": level}) + "\n" for id, level in levels.items())
+    )
+
+    def card(name, kind, path, *recipe):
+        given = (Input(kind=kind, path=str(path)),)
+        source = CuratedSource(name=name, domain="D", level="L1", inputs=given, recipe=(*recipe,))
+        config = CurationConfig(root=str(tmp_path / "out"), sources=(source,), workers=1)
+        [result] = curate(config, Console(quiet=True))
+        return json.loads((result.folder / "card.json").read_text()), result.folder / "documents"
+
+    short = Step("drop-short", characters=2)
+    mixed, folder = card("mixed", "jsonl", tmp_path / "given.jsonl", short)
+    assert (mixed["level_reached"], mixed["levels"]) == ("L2", {"L2": 2, "L4": 1, "L5": 1})
+    found = {document.id[-1]: document.metadata.get("level") for document in read_documents(folder / "000000.jsonl.gz")}
+    assert found == {"a": None, "b": None, "c": "Level 3", "d": None}  # of problems it may say how hard they are
+    high = [line for line in (tmp_path / "given.jsonl").read_text().splitlines(True) if '"L' in line][:2]
+    (tmp_path / "high.jsonl").write_text("".join(high))
+    made, folder = card("high", "jsonl", tmp_path / "high.jsonl", short)
+    assert (made["level_reached"], made["levels"]) == ("L4", {"L4": 1, "L5": 1})
+    again, _ = card("again", "documents", folder, short)
+    assert again["level_reached"] == "L4"
+    page = (tmp_path / "out/curated/report.html").read_text()
+    assert '<span class="level reached" title="">–</span>' in page  # though no step of the recipe is of this level
+    none, _ = card("none", "jsonl", tmp_path / "high.jsonl", Step("drop-short", characters=99))
+    assert (none["level_reached"], none["levels"]) == ("L2", {})
+
+
 def test_cards_say_what_table_2_says(made, capsys, tmp_path):
     config, results, _ = made
     web, again = read_cards(config)
