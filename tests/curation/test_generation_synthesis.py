@@ -1,13 +1,17 @@
 """Questions that a passage bears out, conversations, answers that a checker finds right, and pages from pictures."""
 
 import json
+import signal
+import time
 
 import pytest
 import scripted_server
+from math_verify import grader, parser
 from scripted_server import Reply
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.extract import ANSWER, QUESTION
+from davinci_jax.curation.generation import checkers
 from davinci_jax.curation.generation.checkers import Checker
 from davinci_jax.curation.generation.dialogues import WriteDialogues
 from davinci_jax.curation.generation.pairs import unpair
@@ -278,6 +282,44 @@ def test_mathematics_is_compared_by_value(truth, answer, expected):
     truth, why = checker.truth(SUM, truth)
     assert why is None
     assert checker.is_right(answer, truth) is expected
+
+
+def spin(*_, **__):
+    while True:
+        try:
+            sum(range(1000))
+        except Exception:  # as libraries have it; the end must come through
+            continue
+
+
+def test_mathematics_has_a_limit_of_processor_time_not_of_the_clock(monkeypatch):
+    checker, real = Checker("math"), grader.sympy_expr_eq
+    assert checker.is_right("\\boxed{4}", "4")  # libraries are loaded by now
+    monkeypatch.setattr(checkers, "_SECONDS", 0.1)
+    monkeypatch.setattr(parser, "extract_target_from_pred", late(parser.extract_target_from_pred))
+    monkeypatch.setattr(grader, "sympy_expr_eq", late(real))
+    handler = signal.getsignal(signal.SIGPROF)
+    assert checker.is_right("\\boxed{4}", "4")
+    calls = iter([spin, spin, real])
+    monkeypatch.setattr(grader, "sympy_expr_eq", lambda *given: next(calls)(*given))
+    four, five, six, also_six = (parser.parse(f"${number}$")[0] for number in ("4", "5", "6", "6.0"))
+    assert checkers._are_equal([six], [four, five, also_six])
+    monkeypatch.setattr(grader, "sympy_expr_eq", spin)
+    assert not checker.is_right("\\boxed{2 + 2}", "4")
+    monkeypatch.setattr(parser, "extract_target_from_pred", spin)
+    assert checker.truth(SUM, "4") == ("", "has no mathematics for an answer")
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGPROF) is handler
+
+
+def late(work):
+    """The same, on a machine that is busy with other work for longer than the limit."""
+
+    def run(*given, **named):
+        time.sleep(0.15)
+        return work(*given, **named)
+
+    return run
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import re
+import signal
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 from davinci_jax.curation import sandbox
 from davinci_jax.curation.documents import Document
@@ -16,6 +21,7 @@ _LETTER = re.compile(r"(?:\bAnswer:\s*\**\(?|\\boxed\{\s*(?:\\text\{)?\(?)([A-Z]
 _PROGRAM = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Where the answer to a problem of mathematics stands; what comes before is not read.
 _END = 4000
+_SECONDS = 5.0  # of the processor for reading an answer, and for comparing two expressions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Checker:
         if self.kind == "choice":
             letter = answer.strip("() .").upper() if len(answer) < 6 else _letter(answer)
             return (letter, None) if letter and len(letter) == 1 and letter.isalpha() else ("", "has no letter")
-        return (answer, None) if _parse(_boxed(answer)) else ("", "has no mathematics for an answer")
+        return (answer, None) if _mathematics(_boxed(answer)) else ("", "has no mathematics for an answer")
 
     def is_right(self, answer: str, truth: str) -> bool:
         """Whether an answer agrees with the ground truth."""
@@ -54,9 +60,7 @@ class Checker:
             return _letter(answer) == truth
         if self.kind == "code":
             return self._runs(answer, truth)
-        from math_verify import verify
-
-        return bool(verify(_parse(_boxed(truth)), _parse(answer[-_END:])))
+        return _are_equal(_mathematics(_boxed(truth)), _mathematics(answer[-_END:]))
 
     def _runs(self, answer: str, tests: str) -> bool:
         programs = _PROGRAM.findall(answer)
@@ -81,10 +85,47 @@ def _letter(answer: str) -> str | None:
     return found[-1].upper() if found else None
 
 
-def _parse(text: str) -> list:
+def _mathematics(text: str) -> list[Any]:
+    """Returns the expressions of a text; none where that takes more than `_SECONDS`."""
     from math_verify import parse
 
-    return parse(text)
+    with _limited(_SECONDS):
+        return parse(text, parsing_timeout=None)
+    return []
+
+
+def _are_equal(one: list[Any], other: list[Any]) -> bool:
+    """Whether an expression of one list has the value of one of the other, as far as `_SECONDS` tell for each pair."""
+    from math_verify import verify
+
+    with _limited(_SECONDS):
+        return bool(verify(one, other, timeout_seconds=None))
+    return False
+
+
+@contextlib.contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Ends what runs in it after so many seconds of processor time, in the main thread of a process alone.
+
+    math-verify's own limit is one of the clock on the wall: on a busy machine it takes a slow start for an endless
+    problem, and right answers for wrong ones. Like its own, this one comes again for what goes on behind it, since
+    math-verify keeps the exception to itself and turns to the next pair of expressions.
+    """
+    from math_verify.errors import TimeoutException
+
+    def end(number: int, frame: Any) -> None:
+        raise TimeoutException
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of the limit that it is not given
+    before = signal.signal(signal.SIGPROF, end)
+    try:
+        signal.setitimer(signal.ITIMER_PROF, seconds, seconds)
+        yield
+    except TimeoutException:
+        return
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _boxed(answer: str) -> str:
