@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import operator
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.gopher import WordRule, repeated
 from davinci_jax.curation.words import word_tokeniser
+
+_LAST = operator.itemgetter(-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,20 +37,22 @@ class FineWebQuality(WordRule):
 
     def reason(self, document: Document) -> str | None:
         text = document.text
-        lines = [line for line in text.split("\n") if line and not line.isspace()]
+        lines = list(itertools.filterfalse(str.isspace, filter(None, text.split("\n"))))
         if not lines:
             return "empty"
-        marks = _final_marks()
-        if sum(line[-1] in marks for line in lines) / len(lines) < self.min_final_marks:
+        if sum(map(_final_marks().__contains__, map(_LAST, lines))) / len(lines) < self.min_final_marks:
             return "line_punct_ratio"
-        if sum(len(line) <= self.short_line for line in lines) / len(lines) > self.max_short_lines:
+        if sum(map(self.short_line.__ge__, map(len, lines))) / len(lines) > self.max_short_lines:
             return "short_line_ratio"
         newlines = text.count("\n")
         if repeated(lines)[1] / (len(text) - newlines) > self.max_repeated_characters:
             return "char_dup_ratio"
-        if newlines / len(word_tokeniser(self.tokeniser).ids(text)) > self.max_newlines:
-            return "list_ratio"
-        return None
+        tokeniser = word_tokeniser(self.tokeniser)
+        # Most texts have words enough even if every stretch between blanks is no more than one.
+        least = tokeniser.least_words(text)
+        if least and newlines / least <= self.max_newlines:
+            return None
+        return "list_ratio" if newlines / len(tokeniser.ids(text)) > self.max_newlines else None
 
 
 @functools.cache

@@ -232,7 +232,7 @@ def split_lines(text: str) -> list[str]:
 
 def repeated(items: list[str]) -> tuple[int, int]:
     """Returns how many items came before in the list, and their characters."""
-    distinct = dict.fromkeys(items)
+    distinct = set(items)
     if len(distinct) == len(items):
         return 0, 0
     return len(items) - len(distinct), sum(map(len, items)) - sum(map(len, distinct))

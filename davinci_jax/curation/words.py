@@ -133,6 +133,11 @@ class WordTokeniser:
         self._last = (text, ids)
         return ids
 
+    def least_words(self, text: str) -> int:
+        """Returns a number of words that a text has at least, without telling them apart."""
+        # An exception of spaCy may reach across a blank; a stretch with this name may be no word.
+        return 0 if self.name == "spacy" or _BREAKS_SPACY in text else len(text.split())
+
     def words(self, text: str) -> list[str]:
         """Returns the words of a text."""
         return [self.vocabulary.words[row] for row in self.ids(text)]

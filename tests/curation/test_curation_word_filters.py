@@ -141,6 +141,22 @@ def test_real_texts_are_decided_as_datatrove_decides_them(rule, filter_):
         assert ours(rule(), text) == theirs(reference, text)
 
 
+def test_words_are_told_apart_only_where_blanks_leave_the_list_rule_open(monkeypatch):
+    asked, ids = [], WordTokeniser.ids
+    monkeypatch.setattr(WordTokeniser, "ids", lambda tokeniser, text: asked.append(text) or ids(tokeniser, text))
+    reference = FineWebQualityFilter()
+    # Stretches between blanks: enough for the lines, enough once marks are words of their own, too few.
+    texts = {
+        "prose": "\n".join(f"The line {n} has a number of words." for n in range(30)),
+        "marks": "\n".join(f"well-known(ly), half-baked: sixty-four-{n}." for n in range(30)),
+        "list": "\n".join(f"thisisanentryofalonglistofwords{n}." for n in range(30)),
+    }
+    found = {name: ours(FineWebQuality(), text) for name, text in texts.items()}
+    assert found == {name: theirs(reference, text) for name, text in texts.items()}
+    assert {name: reason for name, (reason, _) in found.items()} == {"prose": None, "marks": None, "list": "list_ratio"}
+    assert asked == [texts["marks"], texts["list"]]
+
+
 def test_thresholds_move_the_decision():
     text = "\n".join(varied(40))
     assert ours(GopherQuality(), text)[0] is None

@@ -10,7 +10,7 @@ import spacy
 
 import davinci_jax
 from davinci_jax.curation import words
-from davinci_jax.curation.words import WordTokeniser, word_tokeniser
+from davinci_jax.curation.words import TOKENISERS, WordTokeniser, word_tokeniser
 from davinci_jax.errors import ConfigError
 
 ROOT = pathlib.Path(davinci_jax.__file__).parents[1]
@@ -119,3 +119,11 @@ def test_a_vocabulary_that_grows_keeps_its_rows():
     assert tokeniser.words(text) == text.split()
     ids = tokeniser.ids(text)
     assert tokeniser.vocabulary.length[ids].tolist() == [len(word) for word in text.split()]
+
+
+def test_a_text_has_at_least_as_many_words_as_stretches_between_blanks():
+    texts = [*TRICKY, "", "one two\n\nthree\u00a0four", "IS_ALPHA", "a IS_ALPHA b", "\x1c x \u2028y", "I 'm a. m."]
+    for name in TOKENISERS:
+        tokeniser = word_tokeniser(name)
+        assert all(tokeniser.least_words(text) <= len(tokeniser.ids(text)) for text in texts)
+    assert word_tokeniser("spacy-chunks").least_words(texts[-5]) == 4
