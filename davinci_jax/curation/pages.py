@@ -178,9 +178,10 @@ def _join(first: Document, pages: Sequence[Numbered]) -> Document:
         parts.append((page.id, len(text), len(text) + len(page.text)))
         text += page.text
     missing = _missing(pages)
-    metadata = {name: value for name, value in first.metadata.items() if name not in ("path", UNREAD)}
-    path, number = split_name(str(first.metadata.get("path", "")))
-    metadata |= {"path": path} if number is not None else {}
+    metadata = {name: value for name, value in first.metadata.items() if name != UNREAD}
+    path = str(metadata.get("path", ""))
+    if path and first.id.endswith(path):  # it is the page's own, not that of the file that the page is cut from
+        metadata["path"] = split_name(path)[0]
     read = {page.number for page in pages if not page.unread}
     metadata |= {"pages": len(read | {item["page"] for item in missing})}
     metadata |= {"pages_missing": missing} if missing else {}

@@ -67,16 +67,22 @@ class PdfText:
 
     def _pages(self, raw: bytes) -> tuple[list[str], int, str]:
         """Returns the text of each page that is read, "" where there is none, how many there are, and the title."""
-        import pypdf
-
-        logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every slip that it mends
-        reader = pypdf.PdfReader(io.BytesIO(raw))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise ValueError("it is encrypted")
+        reader = open_pdf(raw)
         count = len(reader.pages)
         pages = [_page_text(reader, number) for number in range(min(count, self.max_pages))]
         title = reader.metadata.title if reader.metadata else ""
         return pages, count, " ".join(str(title or "").split())
+
+
+def open_pdf(raw: bytes) -> Any:
+    """Returns pypdf's reader of PDF bytes; raises nearly anything where they are damaged or locked."""
+    import pypdf
+
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every slip that it mends
+    reader = pypdf.PdfReader(io.BytesIO(raw))
+    if reader.is_encrypted and not reader.decrypt(""):
+        raise ValueError("it is encrypted")
+    return reader
 
 
 def _page_text(reader: Any, number: int) -> str:

@@ -131,6 +131,12 @@ def _pdf() -> ModuleType:
     return pdf
 
 
+def _pdf_pages() -> ModuleType:
+    from davinci_jax.curation import pdf_pages
+
+    return pdf_pages
+
+
 def _personal_data() -> ModuleType:
     from davinci_jax.curation import personal_data
 
@@ -258,6 +264,7 @@ OPERATIONS: dict[str, tuple[Callable[[], ModuleType], str]] = {
     "keep-sizes": (_sizes, "KeepSizes"),
     "near-duplicates": (_minhash, "NearDuplicates"),
     "notebook-text": (_notebooks, "NotebookText"),
+    "pdf-pages": (_pdf_pages, "PdfPages"),
     "pdf-text": (_pdf, "PdfText"),
     "replace-personal-data": (_personal_data, "ReplacePersonalData"),
     "thread-text": (_threads, "ThreadText"),

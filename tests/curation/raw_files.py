@@ -7,7 +7,7 @@ import struct
 import subprocess
 
 import pypdf
-from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject, NumberObject
 
 
 def pdf(*pages, title="", password=None):
@@ -29,6 +29,31 @@ def pdf(*pages, title="", password=None):
         writer.add_metadata({"/Title": title})
     if password:
         writer.encrypt(password, algorithm="RC4-128")
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+def scanned_pdf(*pages):
+    """A PDF file whose pages show pictures: each a list of (bytes, width, height), JPEG or else eight-bit grey.
+
+    Equal pictures are one in the file.
+    """
+    writer, known = pypdf.PdfWriter(), {}
+    for pictures in pages:
+        page, shown = writer.add_blank_page(612, 792), DictionaryObject()
+        for n, (data, width, height) in enumerate(pictures):
+            picture = DecodedStreamObject()
+            picture.set_data(data)
+            if data.startswith(b"\xff\xd8\xff"):
+                picture[NameObject("/Filter")] = NameObject("/DCTDecode")
+            for name, value in (("/Width", width), ("/Height", height), ("/BitsPerComponent", 8)):
+                picture[NameObject(name)] = NumberObject(value)
+            for name, value in (("/Subtype", "/Image"), ("/ColorSpace", "/DeviceGray")):
+                picture[NameObject(name)] = NameObject(value)
+            shown[NameObject(f"/Im{n}")] = known.get(data) or writer._add_object(picture)
+            known[data] = shown.raw_get(f"/Im{n}")
+        page[NameObject("/Resources")] = DictionaryObject({NameObject("/XObject"): shown})
     out = io.BytesIO()
     writer.write(out)
     return out.getvalue()

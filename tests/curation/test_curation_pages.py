@@ -2,18 +2,23 @@
 
 import base64
 import dataclasses
+import io
+import sys
 
+import pypdf
 import pytest
 import scripted_server
 from corpus_passes import run
+from raw_files import scanned_pdf
 from rich.console import Console
 
 from davinci_jax.curation.corpus import CorpusOperation
 from davinci_jax.curation.documents import Document, read_documents
 from davinci_jax.curation.generation.transcribe import Transcribe
 from davinci_jax.curation.pages import JoinPages, split_name
+from davinci_jax.curation.pdf_pages import PdfPages
 from davinci_jax.curation.run import curate
-from davinci_jax.errors import ConfigError
+from davinci_jax.errors import ConfigError, DataError
 from davinci_jax.experiment.curation import CuratedSource, CurationConfig, Input, Step
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
@@ -22,7 +27,7 @@ PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 def pages(name, texts, **more):
     """A page for each number -> text; of one without text the metadata say why."""
     return [
-        Document(id=f"{name}/{number:04d}.png", text=text, metadata={"path": f"b/{number:04d}.png", **more})
+        Document(id=f"{name}/{number:04d}.png", text=text, metadata={"path": f"{name[3:]}/{number:04d}.png", **more})
         for number, text in texts.items()
     ]
 
@@ -73,7 +78,7 @@ def test_pages_in_any_order_and_any_tasks_become_one_document(tmp_path):
     assert [(name, first.text[a:b]) for name, a, b in first.parts] == [(one[1].id, "text 2"), (one[3].id, "text 10")]
     absent = [{"page": n, "why": "is not among the pages"} for n in (4, 5, 6, 7, 8, 9, 11, 12)]
     assert first.metadata == {
-        "path": "b", "pages": 12, "pages_missing": [{"page": 3, "why": "truncated"}, *absent],
+        "path": "a", "pages": 12, "pages_missing": [{"page": 3, "why": "truncated"}, *absent],
     }  # fmt: skip
     assert Document.from_json(first.to_json()) == first
 
@@ -127,6 +132,61 @@ def test_scanned_pages_come_out_as_one_document(tmp_path):
     assert (book.level, book.licence) == ("L1", "MIT")
     assert result.funnel["steps"][-1]["documents_in"] == 6
     assert not list(result.folder.rglob("rejects/*/*.gz"))
+
+
+JPEG = b"\xff\xd8\xff\xe0" + bytes(200)
+FULL = (600, 800)
+
+
+def divided(raw, **settings):
+    """Pages of a PDF file, or why it is rejected."""
+    rejects = []
+    document = Document(id="in/a1.pdf", raw=raw, metadata={"path": "a1.pdf"})
+    made = list(PdfPages(**settings).apply(iter([document]), lambda _, why: rejects.append(why)))
+    return made or rejects[0]
+
+
+def test_a_scanned_pdf_is_divided_and_joined_again(tmp_path):
+    raw = scanned_pdf(
+        [(JPEG + b"1", *FULL), (JPEG + b"logo", 99, 99)], [], [(JPEG + b"3", *FULL)], [(JPEG, 10**5, 10**5)]
+    )
+    made = divided(raw)
+    assert [page.id for page in made] == [f"in/a1.pdf#{n}" for n in range(1, 5)]
+    assert [page.raw for page in made] == [JPEG + b"1", b"", JPEG + b"3", b""]
+    assert {page.group for page in made} == {"in/a1.pdf"}
+    read = [page.with_text(f"page {n}\n") for n, page in enumerate(made, 1)]
+    read[1] = unread(read[1], "is no picture")
+    ((book,),), rejects = run(JoinPages(), [read[:3]], tmp_path)  # the last page got lost on the way
+    assert rejects == []
+    assert (book.id, book.text) == ("in/a1.pdf", "page 1\n\npage 3\n")
+    missing = [{"page": 2, "why": "is no picture"}, {"page": 4, "why": "is not among the pages"}]
+    assert book.metadata == {"path": "a1.pdf", "pages": 4, "pages_missing": missing}
+
+
+def test_pictures_that_are_no_jpeg_become_png():
+    image = pytest.importorskip("PIL.Image")
+    grey = bytes(range(200)) * 3 * 800
+    writer = pypdf.PdfWriter(io.BytesIO(scanned_pdf([(grey, *FULL)], [(grey, *FULL)])))
+    writer.pages[1].rotate(90)
+    out = io.BytesIO()
+    writer.write(out)
+    straight, turned = (image.open(io.BytesIO(page.raw)) for page in divided(out.getvalue()))
+    assert (straight.format, straight.size, straight.tobytes()) == ("PNG", FULL, grey)
+    assert turned.size == FULL[::-1]
+    assert turned.getpixel((0, 5)) == straight.getpixel((5, 799))
+
+
+def test_bounds_on_the_pages_of_a_pdf(monkeypatch):
+    raw = scanned_pdf(*[[(JPEG, *FULL)]] * 4)
+    assert divided(raw, max_bytes=len(raw) - 1).endswith(f"above {len(raw) - 1}")
+    assert len(divided(raw, max_pages=2)) == 2
+    assert "cannot be read as PDF" in divided(b"%PDF-1.7\n")
+    shared = scanned_pdf(*[[(JPEG + bytes(10**6), *FULL)]] * 3)
+    assert len(shared) < 1_100_000
+    assert [len(page.raw) > 0 for page in divided(shared, max_bytes=2_100_000)] == [True, True, False]
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(DataError, match="pip install pillow"):
+        divided(scanned_pdf([(bytes(480_000), *FULL)]))
 
 
 def base64_end(payload):
