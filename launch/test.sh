@@ -15,6 +15,9 @@ if [ "$group" = parity ]; then extras=test,parity; fi
 if [ "$group" = exhaustive ]; then extras=test,curation-ray; fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" "$extras"
 
+# A file's tests share its runs and its compiled programs, so they stay on one worker.
+parallel=(-n 2 --dist loadfile --no-loadscope-reorder)
+
 compile_ahead_of_time() {
   if [ "$(uname -sm)" != "Linux x86_64" ]; then
     echo "launch/test.sh: no compilers for TPUs and the H200 on $(uname -sm); their tests are left out" >&2
@@ -32,11 +35,11 @@ check_style() {
 }
 
 case "$group" in
-  fast) check_style; pytest -n 2 --dist worksteal -m "not slow and not exhaustive and not parity" ;;
+  fast) check_style; pytest "${parallel[@]}" -m "not slow and not exhaustive and not parity" ;;
   # Compiled as a user's programs are; tests/conftest.py has the compiler hurry otherwise.
-  exhaustive) export JAX_DISABLE_MOST_OPTIMIZATIONS=0; check_style; pytest -n 2 --dist worksteal -m "not parity"; compile_ahead_of_time "exhaustive or not exhaustive" ;;
+  exhaustive) export JAX_DISABLE_MOST_OPTIMIZATIONS=0; check_style; pytest "${parallel[@]}" -m "not parity"; compile_ahead_of_time "exhaustive or not exhaustive" ;;
   parity) check_style; pytest -m parity ;;
   aot) compile_ahead_of_time "exhaustive or not exhaustive" ;;
-  all) check_style; pytest -n 2 --dist worksteal -m "not exhaustive and not parity"; compile_ahead_of_time "not exhaustive" ;;
+  all) check_style; pytest "${parallel[@]}" -m "not exhaustive and not parity"; compile_ahead_of_time "not exhaustive" ;;
   *) echo "launch/test.sh: unknown group '$1'; choose fast, exhaustive, parity or aot, or leave it out for all" >&2; exit 2 ;;
 esac

@@ -18,6 +18,7 @@ def imported_by(module):
     return json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "floors"),
     [

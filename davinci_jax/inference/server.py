@@ -6,6 +6,7 @@ import dataclasses
 import http.server
 import json
 import queue
+import signal
 import threading
 import time
 import uuid
@@ -253,7 +254,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def serve_run(
     experiment: Experiment, *, step: int | None = None, host: str = "127.0.0.1", port: int = 8000, batch: int = 8
 ) -> None:
-    """Serves a checkpoint of a run until it is interrupted; prints its address.
+    """Serves a checkpoint of a run until Ctrl-C or SIGTERM; prints its address. Belongs in the main thread.
 
     Args:
       experiment: the run.
@@ -269,11 +270,15 @@ def serve_run(
     with ModelServer(
         decoder, tokenizer, mesh, name=experiment.run.name, host=host, port=port, batch=batch
     ) as server:  # fmt: skip
+        # Started with `&` by a script it never gets Ctrl-C; orchestrators send SIGTERM alone.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"step {step:,} of {experiment.run.path} as {experiment.run.name!r} at {server.url}/v1", flush=True)
         try:
             server.wait()
         except KeyboardInterrupt:
             print("stopped")
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _chat_prompt(body: Mapping[str, Any]) -> str:

@@ -49,6 +49,7 @@ print("Submitted batch job 7")
 """
 
 
+@pytest.mark.exhaustive
 def test_slurm_is_handed_the_same_steps(raw, tmp_path, monkeypatch):
     """`sbatch`, `srun` and `scontrol` are stand-ins that run a job at once, one task after the other."""
     tools = tmp_path / "bin"

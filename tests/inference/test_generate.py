@@ -48,7 +48,7 @@ def recomputed(prompt, max_new_tokens, eos_id=EOS):
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("num_devices", [1, 8])
+@pytest.mark.parametrize("num_devices", [8, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_greedy_equals_whole_forward_passes(num_devices):
     assert run(PROMPTS, 12, num_devices, sampling=GREEDY) == [recomputed(prompt, 12) for prompt in PROMPTS]
 

@@ -76,6 +76,7 @@ def test_a_layer_runs_without_a_mesh(block):
     np.testing.assert_allclose(out, np.einsum("bthk,hkd->btd", value, block.attention.o_proj[...]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_layers_import_no_trainer():
     """Another project can use the layers: they bring in jax, flax and the config dataclasses only."""
     code = "import davinci_jax.layers, sys; print(*sorted(m for m in sys.modules if m.startswith('davinci_jax.')))"
@@ -84,6 +85,7 @@ def test_layers_import_no_trainer():
     assert {name.split(".")[1] for name in found} == set(allowed)
 
 
+@pytest.mark.slow
 def test_ops_import_jax_only():
     code = (
         "import davinci_jax.ops, sys; print(*sorted(m for m in sys.modules if m.startswith(('davinci_jax.', 'flax'))))"

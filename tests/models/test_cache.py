@@ -30,7 +30,14 @@ CONFIG = ModelConfig(
 
 @pytest.mark.parametrize(
     ("num_devices", "pieces", "num_kv_heads"),
-    [(1, (6, 1, 1, 1, 1), 2), (1, (1,) * 10, 4), (1, (4, 3, 3), 1), (4, (6, 1, 1, 1, 1), 2), (4, (4, 3, 3), 1)],
+    [
+        (1, (1,) * 10, 4),
+        (4, (6, 1, 1, 1, 1), 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in ((1, (6, 1, 1, 1, 1), 2), (1, (4, 3, 3), 1), (4, (4, 3, 3), 1))
+        ),
+    ],
 )
 def test_decoding_equals_the_forward_pass(num_devices, pieces, num_kv_heads):
     """Rows of ragged length, padded on the left, prompt in one piece or in several; every kind of head sharing."""

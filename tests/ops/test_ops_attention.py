@@ -34,7 +34,10 @@ def causal(segments):
     return same & np.tri(segments.shape[1], dtype=bool)
 
 
-@pytest.mark.parametrize(("length", "heads", "groups"), [(7, 2, 2), (130, 4, 2), (300, 6, 1)])
+@pytest.mark.parametrize(
+    ("length", "heads", "groups"),
+    [(7, 2, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((130, 4, 2), (300, 6, 1)))],
+)
 def test_attention_equals_the_reference(length, heads, groups):
     q, k, v, segments = inputs(length, heads, groups)
     out = ops.attention(q, k, v, jnp.asarray(segments))

@@ -131,7 +131,9 @@ def test_recorded_adamw_is_what_torch_computes():
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("mesh", [MeshConfig(replica=1, fsdp=8), MeshConfig(replica=2, fsdp=4)])
+@pytest.mark.parametrize(
+    "mesh", [MeshConfig(replica=2, fsdp=4), pytest.param(MeshConfig(replica=1, fsdp=8), marks=pytest.mark.exhaustive)]
+)
 def test_mesh_of_eight_equals_one_device(decoder, kind, mesh):
     """Parameters after three steps, the sharding of all state, and one compilation."""
 

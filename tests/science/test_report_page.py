@@ -248,7 +248,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         write_report(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_of_a_hundred_thousand_lines_stays_below_three_megabytes(tmp_path):
     folder = report_run.write(tmp_path / "run", steps=0)
     with open(folder / "metrics.jsonl", "w") as file:

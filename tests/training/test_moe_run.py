@@ -13,6 +13,7 @@ import test_step
 import tiny_run
 
 from davinci_jax import optimizers
+from davinci_jax.cli import main
 from davinci_jax.experiment import Batch as RampPiece
 from davinci_jax.experiment import Experiment, LearningRate, MeshConfig, ModelConfig, Moe, OptimizerConfig, Stage
 from davinci_jax.models.decoder import build, is_state, training_losses
@@ -46,18 +47,17 @@ def one_step(model: ModelConfig, micro_rows: int, devices: int = 1, optimizer=No
 
 
 def test_the_bias_moves_by_the_counts_of_the_whole_batch():
-    """With accumulation and on eight devices as at once on one; nothing but the counts moves it."""
+    """With accumulation on four devices as at once on one; nothing but the counts moves it."""
     before, after, metrics = one_step(MODEL, 8)
     load = metrics["expert_load"]
     assert load.shape == (1, 8)
     assert load.sum() == 8 * 12 * 2
     np.testing.assert_array_equal(before.blocks.mlp.balance[...], 0)
     np.testing.assert_allclose(after.blocks.mlp.balance[...], 0.01 * np.sign(24 - load), atol=1e-8)
-    for micro_rows, devices in ((2, 1), (8, 8)):
-        _, other, other_metrics = one_step(MODEL, micro_rows, devices)
-        np.testing.assert_array_equal(other_metrics["expert_load"], load)
-        for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(other), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    _, other, other_metrics = one_step(MODEL, 4, 4)
+    np.testing.assert_array_equal(other_metrics["expert_load"], load)
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_gradient_is_that_of_the_mean_loss_and_the_weighted_router_losses():
@@ -78,7 +78,7 @@ def test_gradient_is_that_of_the_mean_loss_and_the_weighted_router_losses():
     np.testing.assert_allclose(metrics["router_z_loss"], load.z_loss, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["muon", pytest.param("adamw", marks=pytest.mark.exhaustive)])
 def test_the_bias_has_no_moments_and_no_decay(name):
     model = dataclasses.replace(MODEL, moe=dataclasses.replace(MOE, bias_rate=0.0))
     decoder = build(model, jax.random.key(0))
@@ -93,8 +93,8 @@ def test_the_bias_has_no_moments_and_no_decay(name):
         assert (np.abs(update).max() == 0) == is_state(path), jax.tree_util.keystr(path)
 
 
-# A run of its own: 40 steps, so that the loss falls and the bias has time to act.
-STEPS = 40
+# A run of its own: 30 steps, so that the loss falls and the bias has time to act.
+STEPS = 30
 
 
 def make_experiment(experiment: Experiment, directory, moe: Moe = MOE) -> Experiment:
@@ -124,8 +124,8 @@ def finished(tmp_path_factory):
     return experiment, root / "moe"
 
 
-def test_the_loss_falls_and_the_bias_keeps_experts_from_being_left_out(finished, tmp_path):
-    experiment, run = finished
+def test_the_loss_falls(finished):
+    _, run = finished
     lines = read_metrics(run).train
     assert len(lines) == STEPS
     losses = [line["loss"] for line in lines]
@@ -135,6 +135,10 @@ def test_the_loss_falls_and_the_bias_keeps_experts_from_being_left_out(finished,
         assert line["experts/dropped"] == 0
         assert line["experts/layers"]["max_load"][0] == pytest.approx(line["experts/max_load"], rel=1e-3)
 
+
+@pytest.mark.exhaustive
+def test_the_bias_keeps_experts_from_being_left_out(finished, tmp_path):
+    experiment, run = finished
     unbalanced = make_experiment(experiment, tmp_path / "run", dataclasses.replace(MOE, bias_rate=0.0))
     tiny_run.davinci("train", tiny_run.write_config(unbalanced, tmp_path / "config.json"))
 
@@ -158,8 +162,8 @@ def test_killed_and_started_again_it_ends_the_same(finished, tmp_path):
 
 def test_the_report_and_the_sampler_take_a_mixture(finished):
     _, run = finished
-    tiny_run.davinci("generate", run, "--max-new-tokens", 4)
-    tiny_run.davinci("report", run)
+    assert main(["generate", str(run), "--max-new-tokens", "4"]) == 0
+    assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "Busiest expert by layer" in page
     assert "Dropped choices" not in page

@@ -94,7 +94,7 @@ def finish_and_compare(base, config, directory, *extra) -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        pytest.param(2, id="in 1-1"),
+        pytest.param(2, id="in 1-1", marks=pytest.mark.exhaustive),
         pytest.param(5, id="before a border", marks=pytest.mark.exhaustive),
         pytest.param(9, id="in 1-2", marks=pytest.mark.exhaustive),
         pytest.param(14, id="across 2-1"),
@@ -148,7 +148,8 @@ def test_sigkill_while_an_old_checkpoint_is_removed(base, tmp_path):
     assert sorted(os.listdir(checkpoints)) == ["15", "18"]
 
 
-def test_another_number_of_loader_workers(base, tmp_path):
+def test_sigkill_and_another_number_of_loader_workers(base, tmp_path):
+    """In the middle of stage 1-2."""
     config, directory = another(base, tmp_path)
     kill_when(config, lambda: logged(directory, 7))
     finish_and_compare(base, config, directory, "data.workers=2")
@@ -191,7 +192,7 @@ def start_two_hosts(config, command=tiny_run.command("train")) -> list[subproces
 
 
 def test_two_hosts_stop_together_and_train_what_one_does(base, tmp_path):
-    """SIGTERM to one of them ends both after the same step with a checkpoint; started again, they finish."""
+    """SIGTERM to one of them ends both after the same step, with one checkpoint of both."""
     root, _ = base
     config, directory = another(base, tmp_path)
     hosts = start_two_hosts(config)
@@ -200,14 +201,28 @@ def test_two_hosts_stop_together_and_train_what_one_does(base, tmp_path):
     assert [host.wait(timeout=240) for host in hosts] == [0, 0]
     stopped = max(int(name) for name in os.listdir(directory / "checkpoints") if name.isdigit())
     assert 3 <= stopped < LAST
+    assert sorted(path.name for path in (directory / "checkpoints" / str(stopped)).glob("seal*")) == [
+        "seal-0-of-2.json",
+        "seal-1-of-2.json",
+    ]
+    one, two = losses(root / "run"), losses(directory)
+    assert max(two) == stopped
+    assert all(abs(one[step] - two[step]) < 1e-5 * one[step] for step in two)
+
+
+@pytest.mark.exhaustive
+def test_two_hosts_go_on_together(base, tmp_path):
+    root, _ = base
+    config, directory = another(base, tmp_path)
+    hosts = start_two_hosts(config)
+    wait_until(lambda: logged(directory, 3), hosts)
+    hosts[0].send_signal(signal.SIGTERM)
+    assert [host.wait(timeout=240) for host in hosts] == [0, 0]
+    assert not logged(directory, LAST)
     assert [host.wait(timeout=240) for host in start_two_hosts(config)] == [0, 0]
     one, two = losses(root / "run"), losses(directory)
     assert one.keys() == two.keys()
     assert all(abs(one[step] - two[step]) < 1e-5 * one[step] for step in one)
-    assert sorted(path.name for path in (directory / "checkpoints" / str(LAST)).glob("seal*")) == [
-        "seal-0-of-2.json",
-        "seal-1-of-2.json",
-    ]
 
 
 @pytest.mark.exhaustive
@@ -248,7 +263,7 @@ def parameters(directory: pathlib.Path) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(model)]
 
 
-@pytest.mark.parametrize("every", ["none", "1"])
+@pytest.mark.parametrize("every", ["none", pytest.param("1", marks=pytest.mark.exhaustive)])
 def test_evaluation_disturbs_nothing(base, tmp_path, every):
     root, _ = base
     config, directory = another(base, tmp_path, tensorboard=False)
@@ -267,6 +282,7 @@ def test_evaluation_disturbs_nothing(base, tmp_path, every):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
+@pytest.mark.exhaustive
 def test_logging_disturbs_nothing(base, tmp_path):
     """With three steps a line, each loss is the mean of those of its steps, over as many targets."""
     root, _ = base

@@ -27,7 +27,7 @@ def arrays(rows=150, depth=24, columns=20, groups=5, dtype=jnp.float32, seed=0):
     return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
 
 
-@pytest.fixture(params=["loop", "batched"])
+@pytest.fixture(params=["loop", pytest.param("batched", marks=pytest.mark.slow)])
 def form(request):
     """Both forms of the reference: that for CPU and TPU, and that for GPUs."""
     if request.param == "loop":
@@ -227,6 +227,7 @@ def test_the_transposed_product_of_rows_on_explicit_axes():
         close(a, b)
 
 
+@pytest.mark.slow
 def test_residuals_can_be_kept_by_name(capsys):
     x, gate, up, _ = arrays()
     group_sizes = jnp.asarray(sizes("random", 5, 150))
