@@ -100,6 +100,7 @@ def test_a_document_none_of_whose_pages_has_text_is_rejected_page_by_page(tmp_pa
     assert rejects == [("in/a/0001.png", f"{none} endless"), ("in/a/0002.png", f"{none} blank page")]
 
 
+@pytest.mark.slow
 def test_scanned_pages_come_out_as_one_document(tmp_path):
     """From pictures through the model and back: a page fails, a picture is none, and one is blank."""
     (tmp_path / "scans/book").mkdir(parents=True)
