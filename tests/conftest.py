@@ -8,6 +8,9 @@ they are compiled as a user's are.
 import importlib.metadata
 import os
 import pathlib
+import sys
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
@@ -17,6 +20,15 @@ if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and importlib.metadata.ve
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Compiled programs of one file are of no use to the next: a worker would hold gigabytes of them at the end."""
+    yield
+    jax = sys.modules.get("jax")  # many files never import it
+    if jax is not None:
+        jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -29,7 +29,8 @@ CASES = {
 
 
 def build(moe):
-    layer = layers.MoeMlp(dataclasses.replace(CONFIG, moe=moe), jax.random.key(0))
+    config = dataclasses.replace(CONFIG, moe=moe)
+    layer = jax.jit(lambda key: layers.MoeMlp(config, key))(jax.random.key(0))
     if layer.balance is not None:
         layer.balance[...] = 0.3 * jax.random.normal(jax.random.key(1), layer.balance.shape)
     return layer
@@ -87,7 +88,7 @@ def test_output_and_load_equal_the_reference(name):
     assert int(load.dropped) == unheard
     if name == "capacity":
         assert unheard > 0
-        assert int(layer(jnp.asarray(x))[1].dropped) == 0  # not in training: nothing is dropped
+        assert int(jax.jit(layer)(jnp.asarray(x))[1].dropped) == 0  # not in training: nothing is dropped
     if name == "threshold":
         assert len({len(chosen) for chosen in choices}) > 1
 
@@ -117,7 +118,7 @@ def test_gradients_reach_the_router_and_the_experts_and_not_the_bias():
 def test_losses_of_the_router_equal_their_formulas():
     layer = build(MOE)
     x = np.random.default_rng(2).normal(size=(2, 9, 16)).astype(np.float32)
-    _, load = layer(jnp.asarray(x))
+    _, load = jax.jit(layer)(jnp.asarray(x))
     logits = x.reshape(18, 16).astype(np.float64) @ np.asarray(layer.router[...], np.float64)
     scores = 1 / (1 + np.exp(-logits))
     share = np.asarray(load.counts) / (18 * 3)
@@ -130,7 +131,7 @@ def test_the_router_stays_in_float32():
     """In bfloat16 the input is rounded and nothing after it: the choice is that of exact scores of what was given."""
     layer = build(SOFTMAX)
     x = jnp.asarray(np.random.default_rng(3).normal(size=(1, 400, 16)), jnp.bfloat16)
-    y, load = layer(x)
+    y, load = jax.jit(layer)(x)
     assert y.dtype == jnp.bfloat16
     _, choices, _ = reference(layer, np.asarray(x[0], np.float32))
     np.testing.assert_array_equal(load.counts, np.bincount(np.concatenate(choices), minlength=6))

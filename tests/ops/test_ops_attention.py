@@ -40,7 +40,7 @@ def causal(segments):
 )
 def test_attention_equals_the_reference(length, heads, groups):
     q, k, v, segments = inputs(length, heads, groups)
-    out = ops.attention(q, k, v, jnp.asarray(segments))
+    out = jax.jit(ops.attention)(q, k, v, jnp.asarray(segments))
     np.testing.assert_allclose(out, reference(q, k, v, causal(segments)), atol=2e-6)
 
 
@@ -72,7 +72,7 @@ def test_attention_gradients_equal_plain_autodiff_in_float64(heads, groups):
 @pytest.mark.slow
 def test_attention_in_bfloat16_stays_within_its_rounding():
     q, k, v, segments = inputs(140, 4, 2, dtype=jnp.bfloat16)
-    out = ops.attention(q, k, v, jnp.asarray(segments))
+    out = jax.jit(ops.attention)(q, k, v, jnp.asarray(segments))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), reference(q, k, v, causal(segments)), atol=0.02)
 
@@ -94,9 +94,11 @@ def test_attention_survives_large_scores():
 def test_padding_sees_nothing():
     q, k, v, segments = inputs(20, 2, 1)
     segments[:, 15:] = 0
-    out = ops.attention(q, k, v, jnp.asarray(segments))
+    out = jax.jit(ops.attention)(q, k, v, jnp.asarray(segments))
     assert (out[:, 15:] == 0).all()
-    np.testing.assert_allclose(out[:, :15], ops.attention(*(x[:, :15] for x in (q, k, v, segments))), atol=1e-6)
+    np.testing.assert_allclose(
+        out[:, :15], jax.jit(ops.attention)(*(x[:, :15] for x in (q, k, v, segments))), atol=1e-6
+    )
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def follow(record, optimizer):
 @pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])
 def test_newton_schulz_equals_float64(shape):
     x = normal(shape)
-    ours = newton_schulz(jnp.asarray(x), dtype=jnp.float32)
+    ours = jax.jit(lambda x: newton_schulz(x, dtype=jnp.float32))(x)
     np.testing.assert_allclose(ours, newton_schulz_numpy(x), atol=2e-5)
 
 
@@ -75,7 +75,8 @@ def test_newton_schulz_equals_float64(shape):
 @pytest.mark.parametrize("shape", [(4, 24, 64), (4, 64, 24)])
 def test_singular_values_come_near_one(shape, dtype):
     x = normal(shape) * 1e-3
-    values = np.linalg.svd(np.asarray(newton_schulz(jnp.asarray(x), dtype=dtype), np.float32), compute_uv=False)
+    values = np.asarray(jax.jit(lambda x: newton_schulz(x, dtype=dtype))(x), np.float32)
+    values = np.linalg.svd(values, compute_uv=False)
     assert values.min() > 0.65, values.min()
     assert values.max() < 1.25, values.max()
 
@@ -86,8 +87,8 @@ def test_zero_gradient_gives_zero_update():
 
 def test_heads_are_flattened_into_one_matrix():
     q, o = normal((2, 6, 3, 4)), normal((2, 3, 4, 6))
-    ours_q = orthogonalize(jnp.asarray(q), Matrix(1, 1), dtype=jnp.float32)
-    ours_o = orthogonalize(jnp.asarray(o), Matrix(1, 2), dtype=jnp.float32)
+    ours_q = jax.jit(lambda q: orthogonalize(q, Matrix(1, 1), dtype=jnp.float32))(q)
+    ours_o = jax.jit(lambda o: orthogonalize(o, Matrix(1, 2), dtype=jnp.float32))(o)
     for layer in range(2):
         expected = newton_schulz_numpy(q[layer].reshape(6, 12)).reshape(6, 3, 4)
         np.testing.assert_allclose(ours_q[layer], expected, atol=2e-5)
@@ -98,7 +99,7 @@ def test_heads_are_flattened_into_one_matrix():
 def test_update_has_the_asked_root_mean_square():
     params = {"wide": jnp.asarray(normal((16, 64))), "tall": jnp.asarray(normal((64, 16)))}
     optimizer = scale_by_muon(rms=0.2)
-    updates, _ = optimizer.update(params, optimizer.init(params))
+    updates, _ = jax.jit(optimizer.update)(params, optimizer.init(params))
     for update in updates.values():
         assert float(jnp.sqrt(jnp.mean(update**2))) == pytest.approx(0.2, rel=0.15)
 
@@ -138,11 +139,12 @@ def test_equals_optax_without_nesterov():
     theirs = optax.contrib.muon(1e-2, nesterov=False, weight_decay=0.1, consistent_rms=0.2)
     ours_params = theirs_params = params
     ours_state, theirs_state = ours.init(params), theirs.init(params)
+    our_update, their_update = jax.jit(ours.update), jax.jit(theirs.update)
     for step in range(3):
         grads = jax.tree.map(lambda x, step=step: jnp.asarray(normal(x.shape, seed=step + 1)), params)
-        updates, ours_state = ours.update(grads, ours_state, ours_params)
+        updates, ours_state = our_update(grads, ours_state, ours_params)
         ours_params = optax.apply_updates(ours_params, updates)
-        updates, theirs_state = theirs.update(grads, theirs_state, theirs_params)
+        updates, theirs_state = their_update(grads, theirs_state, theirs_params)
         theirs_params = optax.apply_updates(theirs_params, updates)
     for name in params:
         np.testing.assert_allclose(ours_params[name], theirs_params[name], atol=1e-6)

@@ -228,8 +228,9 @@ def test_parts_of_a_sequence_merge_through_positions_and_log_sum_exp():
 def test_vmap_equals_a_loop():
     q, k, v = (jnp.stack([x, 2 * x, -x]) for x in inputs(12))
     ids = jnp.stack([documents(2, 12, seed) for seed in range(3)])
-    mapped = jax.vmap(lambda *x: attention(*x[:3], segment_ids=x[3]))(q, k, v, ids)
-    looped = jnp.stack([attention(*x[:3], segment_ids=x[3]) for x in zip(q, k, v, ids, strict=True)])
+    one = jax.jit(lambda *x: attention(*x[:3], segment_ids=x[3]))
+    mapped = jax.jit(jax.vmap(one))(q, k, v, ids)
+    looped = jnp.stack([one(*x) for x in zip(q, k, v, ids, strict=True)])
     np.testing.assert_allclose(mapped, looped, atol=1e-6)
 
 
@@ -251,7 +252,7 @@ def test_divided_over_batch_and_heads(axes):
         assert out.sharding.is_equivalent_to(heads, 4)
         grads = jax.jit(jax.grad(lambda *x: jnp.square(attention(*x[:3], segment_ids=x[3])).sum(), (0, 1, 2)))(*arrays)
     np.testing.assert_allclose(out, want[0], atol=1e-6)
-    want = jax.grad(lambda *x: jnp.square(attention(*x, segment_ids=ids)).sum(), (0, 1, 2))(q, k, v)
+    want = jax.jit(jax.grad(lambda *x: jnp.square(attention(*x, segment_ids=ids)).sum(), (0, 1, 2)))(q, k, v)
     for got, expected in zip(grads, want, strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5)
 

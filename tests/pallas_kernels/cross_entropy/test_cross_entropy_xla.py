@@ -36,11 +36,11 @@ def test_reduced_losses_and_gradients_equal_the_reference(reduction, config):
             x, w, jnp.asarray(labels), z_loss=0.01, soft_cap=2.0, reduction=reduction, config=config
         )
 
-    (loss, aux), grads = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)(x, w)
+    (loss, aux), grads = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(x, w)
     for got, want in zip((loss, *aux, *grads), loss_and_gradients(x, w, labels, 0.01, 2.0, reduction), strict=True):
         assert got.dtype == jnp.float32
         close(got, want)
-    close(run(x, w)[0], loss)  # computed otherwise when nothing is differentiated
+    close(jax.jit(run)(x, w)[0], loss)  # computed otherwise when nothing is differentiated
 
 
 @pytest.mark.slow
@@ -61,9 +61,12 @@ def test_log_probs_and_lse_have_gradients_of_their_own(tokens, chunk, soft_cap, 
         config = None if chunk is None else XlaCrossEntropyConfig(chunk)
         return linear_cross_entropy(x, w, labels, soft_cap=soft_cap, reduction=reduction, config=config)[1]
 
-    aux, pullback = jax.vjp(run, x, w)
-    gradients = pullback(type(aux)(*cotangents))
-    for got, want in zip((*aux, *gradients), reference(x, w, labels, *cotangents, soft_cap), strict=True):
+    @jax.jit
+    def pull(x, w):
+        aux, pullback = jax.vjp(run, x, w)
+        return *aux, *pullback(type(aux)(*cotangents))
+
+    for got, want in zip(pull(x, w), reference(x, w, labels, *cotangents, soft_cap), strict=True):
         close(got, want)
 
 
@@ -77,7 +80,7 @@ def test_a_loss_and_its_log_probs_may_be_differentiated_together():
 
     ones = np.ones(N)
     for got, want in zip(
-        jax.grad(run, argnums=(0, 1))(x, w), reference(x, w, labels, -3 * ones, ones)[2:], strict=True
+        jax.jit(jax.grad(run, argnums=(0, 1)))(x, w), reference(x, w, labels, -3 * ones, ones)[2:], strict=True
     ):
         close(got, want)
 
@@ -90,7 +93,7 @@ def test_masked_tokens_count_neither_in_the_loss_nor_in_the_mean():
     def run(x, w):
         return linear_cross_entropy(x, w, labels, label_mask=jnp.asarray(mask), z_loss=0.1)[0]
 
-    got = jax.value_and_grad(run, argnums=(0, 1))(x, w)
+    got = jax.jit(jax.value_and_grad(run, argnums=(0, 1)))(x, w)
     want = loss_and_gradients(np.where(mask[:, None], x, 0), w, np.where(mask, labels, -1), 0.1)
     close(got[0], want[0])
     close(got[1][1], want[4])
@@ -109,7 +112,7 @@ def test_no_counted_token_gives_zero():
 def test_half_precision_gives_float32_losses_and_an_unrounded_head_gradient(dtype):
     x, w, labels = inputs(N, D, V)
     x, w = jnp.asarray(x, dtype), jnp.asarray(w, dtype).astype(jnp.float32)
-    loss, (dx, dw) = jax.value_and_grad(lambda x, w: linear_cross_entropy(x, w, labels)[0], (0, 1))(x, w)
+    loss, (dx, dw) = jax.jit(jax.value_and_grad(lambda x, w: linear_cross_entropy(x, w, labels)[0], (0, 1)))(x, w)
     want = loss_and_gradients(x.astype(jnp.float32), w, labels)
     assert (loss.dtype, dx.dtype, dw.dtype) == (jnp.float32, dtype, jnp.float32)
     close(loss, want[0], 1e-5)  # products and sums are float32: no rounding of the loss
@@ -121,7 +124,7 @@ def test_half_precision_gives_float32_losses_and_an_unrounded_head_gradient(dtyp
 def test_small_gradients_of_a_mean_survive_float16():
     """Divided by the number of tokens before it is rounded, the gradient of a logit would be 0 in float16."""
     x, w = np.ones((4096, 2), np.float16), np.zeros((3000, 2), np.float32)
-    dw = jax.grad(lambda w: linear_cross_entropy(x, w, np.zeros(4096, np.int32))[0])(w)
+    dw = jax.jit(jax.grad(lambda w: linear_cross_entropy(x, w, np.zeros(4096, np.int32))[0]))(w)
     close(dw[1:], np.full((2999, 2), 1 / 3000), 1e-2)
 
 

@@ -49,15 +49,20 @@ def compare(routing: Routing, expected) -> None:
             np.testing.assert_array_equal(got, expects, err_msg=name)
 
 
+def jitted(logits, **options) -> Routing:
+    """`route` in one program: operation by operation it is compiled in fifty."""
+    return jax.jit(functools.partial(route, **options))(logits)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_equals_loops(case):
     logits, options = inputs(0, 20, 12, CASES[case])
-    compare(route(logits, **options), reference(logits, **options))
+    compare(jitted(logits, **options), reference(logits, **options))
 
 
 @pytest.mark.slow
 def test_ties_go_to_the_lower_index():
-    routing = route(jnp.zeros((3, 8)), top_k=2, groups=(4, 2))
+    routing = jitted(jnp.zeros((3, 8)), top_k=2, groups=(4, 2))
     np.testing.assert_array_equal(routing.experts, [[0, 1]] * 3)
 
 
@@ -74,7 +79,7 @@ def test_equals_loops_at_random(seed, tokens, score, data):
         "capacity": data.draw(st.sampled_from([None, 2])),
     }
     logits, options = inputs(seed, tokens, 16, options)
-    compare(route(logits, **options), reference(logits, **options))
+    compare(jitted(logits, **options), reference(logits, **options))
 
 
 @pytest.mark.slow
@@ -93,7 +98,7 @@ def test_gradient_equals_finite_differences(case):
         _, weights, *_, scores = reference(logits, **options)
         return np.sum(weights * a) + np.sum(scores * b)
 
-    got = jax.grad(loss)(jnp.asarray(logits))
+    got = jax.jit(jax.grad(loss))(jnp.asarray(logits))
     logits = logits.astype(np.float64)
     expected = np.zeros_like(logits)
     for index in np.ndindex(logits.shape):
@@ -133,7 +138,7 @@ def test_in_shard_map_each_device_has_its_own_order():
 def test_bfloat16_logits():
     logits, options = inputs(6, 8, 12, {"top_k": 3})
     logits = jnp.asarray(logits, jnp.bfloat16)
-    compare(route(logits, **options), reference(np.asarray(logits, np.float32), **options))
+    compare(jitted(logits, **options), reference(np.asarray(logits, np.float32), **options))
 
 
 @pytest.mark.slow
@@ -183,17 +188,17 @@ def test_numbers_of_numpy():
     options = {"top_k": 3, "threshold": 0.25, "scale": 1.5, "capacity": 3}
     logits, options = inputs(7, 8, 12, {name: np.asarray(value)[()] for name, value in options.items()})
     assert isinstance(options["top_k"], np.integer)
-    compare(route(logits, **options), reference(logits, **options))
+    compare(jitted(logits, **options), reference(logits, **options))
 
 
 @pytest.mark.slow
 def test_no_tokens():
     logits = jnp.zeros((0, 12))
-    routing = route(logits, top_k=2)
+    routing = jitted(logits, top_k=2)
     assert routing.experts.shape == (0, 2)
     np.testing.assert_array_equal(routing.group_sizes, np.zeros(12))
     for loss in (lambda x: load_balancing_loss(x, routing.group_sizes), router_z_loss):
-        value, gradient = jax.value_and_grad(loss)(logits)
+        value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
         assert value == 0
         assert gradient.shape == (0, 12)
 
