@@ -32,7 +32,7 @@ def reference(raw, tmp_path_factory):
     return content(result.folder)
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_the_number_of_workers_changes_nothing(raw, tmp_path, reference, workers):
     assert content(run(write_config(tmp_path, raw, "many", f"workers={workers}")).folder) == reference
 

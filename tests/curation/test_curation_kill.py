@@ -35,7 +35,7 @@ def test_a_killed_run_continues(raw, tmp_path):
         file = write_config(tmp_path, raw, "killed", f"workers={1 + (attempt + 1) % 2}")
         process = start(file)
         try:
-            _, errors = process.communicate(timeout=1.5 + 0.7 * attempt)
+            _, errors = process.communicate(timeout=1.2 + 0.4 * attempt)
         except subprocess.TimeoutExpired:
             # Alone: its workers live on for a while and write into the same folders as those of the next attempt.
             (os.kill if attempt % 3 == 1 else os.killpg)(process.pid, signal.SIGKILL)

@@ -148,20 +148,15 @@ def test_sigkill_while_an_old_checkpoint_is_removed(base, tmp_path):
     assert sorted(os.listdir(checkpoints)) == ["15", "18"]
 
 
-def test_sigkill_and_another_number_of_loader_workers(base, tmp_path):
-    """In the middle of stage 1-2."""
+def test_sigterm_saves_and_other_loader_workers_go_on_until_they_are_killed(base, tmp_path):
+    """SIGTERM inside stage 1-1, SIGKILL inside stage 1-2, the rest with another number of workers."""
     config, directory = another(base, tmp_path)
-    kill_when(config, lambda: logged(directory, 7))
-    finish_and_compare(base, config, directory, "data.workers=2")
-
-
-def test_sigterm_saves_and_exits_cleanly(base, tmp_path):
-    config, directory = another(base, tmp_path)
-    code = kill_when(config, lambda: logged(directory, 4), signal.SIGTERM)
-    assert code == 0
+    assert kill_when(config, lambda: logged(directory, 4), signal.SIGTERM) == 0
     steps = [int(name) for name in os.listdir(directory / "checkpoints") if name.isdigit()]
     assert max(steps) >= 4
-    finish_and_compare(base, config, directory)
+    assert kill_when(config, lambda: logged(directory, 8)) == -9
+    assert not logged(directory, LAST)
+    finish_and_compare(base, config, directory, "data.workers=2")
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(base, tmp_path):

@@ -84,7 +84,7 @@ def run_on_one() -> tuple[list, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("replica", "fsdp"), [(1, 8), (2, 4), pytest.param(8, 1, marks=pytest.mark.exhaustive)]
+    ("replica", "fsdp"), [(2, 4), *(pytest.param(*mesh, marks=pytest.mark.exhaustive) for mesh in ((1, 8), (8, 1)))]
 )  # fmt: skip
 def test_every_mesh_gives_the_same_numbers(replica, fsdp):
     one, parameters = run_on_one()
