@@ -8,9 +8,8 @@ folders do. Completed papers are a third, which reads the refined ones. Below FO
 runs, lie
 
     raw/books/, raw/papers/     PDF files with a text layer; scans are rejected. The report transcribes all pages with
-                                olmOCR: pictures of single pages (input of kind "folder") go through
-                                `Step("transcribe", **LLM)` in the place of "pdf-text", and stay single pages,
-                                for which 8 kB is too high a bound
+                                olmOCR: "pdf-pages", `Step("transcribe", unread="keep", **LLM)` and "join-pages"
+                                in the place of "pdf-text" do that for scans (docs/curation.md, L1)
     models/educational-value/   a classifier with the grades 0 to 5 as classes: docs/curation.md, L3
     models/domain/              a classifier with the fields of DOMAINS among its classes
     models/document-type/       a classifier with the types of NOT_TEACHING among its classes

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change lands: style, then the tests, about ten minutes on two cores.
+# Everything that must hold before a change lands: style, then the tests, about eight minutes on two cores.
 # Usage: bash launch/test.sh [fast | exhaustive | parity | aot]
-#   fast        the subset that takes a minute or two
+#   fast        the subset that takes a minute
 #   exhaustive  all there is: every kernel in its interpreter and for every device
 #   parity      recomputes the recorded references with torch and transformers (installs them)
 #   aot         only the kernels compiled ahead of time for TPUs and the H200, a part of which the others run too
