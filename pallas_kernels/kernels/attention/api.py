@@ -56,8 +56,9 @@ def attention(
         attentions over parts of the keys can be merged.
       backend: "auto" takes a Pallas kernel on TPU, on Hopper what is recorded as fastest, elsewhere "xla"; "pallas" or
         "cudnn" insist.
-      config: block sizes (`ForwardConfig`, `BackwardConfig`), a pair of the kernel at hand; None, or None in it, looks
-        them up. "xla" and "cudnn" have none; where "auto" falls back to these, a pair is not used.
+      config: block sizes, a pair of the kernel at hand (`TpuAttentionForwardConfig` and `TpuAttentionBackwardConfig`,
+        or those of Hopper); None, or None in it, looks them up. "xla" and "cudnn" have none; where "auto" falls back
+        to these, a pair is not used.
 
     Returns:
       [B, T, H, K] in the dtype of `q`; with `return_lse` also [B, H, T] float32. A query that sees no key gives 0

@@ -19,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import partition
 from pallas_kernels.kernels.attention import block_lists, tpu_heads
 from pallas_kernels.kernels.attention.spec import AttentionSpec
+from pallas_kernels.kernels.attention.tpu_configs import BackwardConfig
 from pallas_kernels.kernels.attention.tpu_forward import vmem_limit
 from pallas_kernels.kernels.attention.tpu_tiles import (
     HIDDEN,
@@ -31,25 +32,6 @@ from pallas_kernels.kernels.attention.tpu_tiles import (
     visible,
     when_kind,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class BackwardConfig:
-    """Sizes of the backward kernel.
-
-    Attributes:
-      block_q, block_kv: queries and keys of one step of the grid, multiples of 128.
-      tile_q, tile_kv: of the pieces that are overlapped; divide the block.
-      heads: query heads of a step, at most; 8 and 16 need no copy of the arrays where they divide the heads.
-      unroll: heads whose tiles are overlapped with each other.
-    """
-
-    block_q: int = 1024
-    block_kv: int = 1024
-    tile_q: int = 256
-    tile_kv: int = 128
-    heads: int = 8
-    unroll: int = 2
 
 
 def backward(

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import pallas_kernels
 from pallas_kernels import supported, target
 from pallas_kernels.errors import ArgumentError, UnsupportedError
-from pallas_kernels.kernels.attention import RESIDUAL, AttentionSpec, api, attention, hopper, tpu
+from pallas_kernels.kernels.attention import RESIDUAL, AttentionSpec, api, attention
 from pallas_kernels.kernels.attention.xla import _chunks
 
 
@@ -431,10 +432,11 @@ def test_scalars_and_sequences_of_numpy_are_as_good_as_those_of_python():
 
 def test_block_sizes_are_those_of_the_kernel_that_runs():
     q, k, v = (jax.ShapeDtypeStruct((1, 128, 2, 64), jnp.bfloat16),) * 3
-    of_tpu, of_hopper = (tpu.ForwardConfig(tile_q=256), None), (hopper.ForwardConfig(), hopper.BackwardConfig())
+    of_tpu = (pallas_kernels.TpuAttentionForwardConfig(tile_q=256), None)
+    of_hopper = (pallas_kernels.HopperAttentionForwardConfig(), pallas_kernels.HopperAttentionBackwardConfig())
     with target.compiling_for(target.TPU_V5P):
         assert supported(attention, q, k, v, config=of_tpu) is None
-        with pytest.raises(ArgumentError, match=r"`config` has .*hopper.ForwardConfig; give .*attention.tpu.Forward"):
+        with pytest.raises(ArgumentError, match=r"`config` has .*hopper.ForwardConfig; give .*attention.tpu_configs.Forward"):
             supported(attention, q, k, v, config=of_hopper)
         with pytest.raises(ArgumentError, match=r"`config` has .*ForwardConfig; give .*BackwardConfig"):
             supported(attention, q, k, v, config=of_tpu[::-1])
