@@ -37,7 +37,7 @@ check_style() {
 case "$group" in
   fast) check_style; pytest "${parallel[@]}" -m "not slow and not exhaustive and not parity" ;;
   # Compiled as a user's programs are; tests/conftest.py has the compiler hurry otherwise.
-  exhaustive) export JAX_DISABLE_MOST_OPTIMIZATIONS=0; check_style; pytest "${parallel[@]}" -m "not parity"; compile_ahead_of_time "exhaustive or not exhaustive" ;;
+  exhaustive) export JAX_DISABLE_MOST_OPTIMIZATIONS=0; check_style; pytest "${parallel[@]}" --timeout 1800 -m "not parity"; compile_ahead_of_time "exhaustive or not exhaustive" ;;
   parity) check_style; pytest -m parity ;;
   aot) compile_ahead_of_time "exhaustive or not exhaustive" ;;
   all) check_style; pytest "${parallel[@]}" -m "not exhaustive and not parity"; compile_ahead_of_time "not exhaustive" ;;

@@ -8,10 +8,8 @@ the former take `backend` and raise for "pallas", the losses take neither. `docs
 
 from pallas_kernels.errors import ArgumentError, UnsupportedError
 from pallas_kernels.kernels.attention import attention
-from pallas_kernels.kernels.attention.hopper import BackwardConfig as HopperAttentionBackwardConfig
-from pallas_kernels.kernels.attention.hopper import ForwardConfig as HopperAttentionForwardConfig
-from pallas_kernels.kernels.attention.tpu_configs import BackwardConfig as TpuAttentionBackwardConfig
-from pallas_kernels.kernels.attention.tpu_configs import ForwardConfig as TpuAttentionForwardConfig
+from pallas_kernels.kernels.attention.hopper import HopperAttentionBackwardConfig, HopperAttentionForwardConfig
+from pallas_kernels.kernels.attention.tpu_configs import TpuAttentionBackwardConfig, TpuAttentionForwardConfig
 from pallas_kernels.kernels.cross_entropy import (
     CrossEntropyAux,
     TpuCrossEntropyConfig,

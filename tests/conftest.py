@@ -2,7 +2,7 @@
 
 Most of a test's time is the compiler's. Without LLVM's optimisations and XLA's newer emitters the programs compute the
 same and compile in a third of the time; with JAX_DISABLE_MOST_OPTIMIZATIONS=0, as `launch/test.sh exhaustive` sets it,
-they are compiled as a user's are.
+they are compiled as a user's are. Files of whole runs go first, and what a file has compiled is forgotten at its end.
 """
 
 import importlib.metadata

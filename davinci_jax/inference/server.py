@@ -256,6 +256,8 @@ def serve_run(
 ) -> None:
     """Serves a checkpoint of a run until Ctrl-C or SIGTERM; prints its address. Belongs in the main thread.
 
+    Requests that wait are still answered; a second signal ends it at once.
+
     Args:
       experiment: the run.
       step: the checkpoint; `None` takes the newest whole one.

@@ -147,7 +147,7 @@ def print_trace(experiment: Experiment, step: int, as_json: bool) -> None:
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     reached = max((line["step"] for line in read_metrics(experiment.run.path).train), default=0)
     if step > reached:
-        console.print(f"the run has reached step {reached:,}; this is what step {step:,} will be given")
+        console.print(f"the run has logged steps up to {reached:,}; this is what step {step:,} is or will be given")
     for (sequence, source, epoch, row), documents in itertools.groupby(
         records, key=lambda r: (r["sequence"], r["source"], r["epoch"], r["row"])
     ):

@@ -52,9 +52,7 @@ def forward(decoder, inputs):
 
 
 @jax.jit
-def everything(decoder, inputs):
-    """(logits, loss, gradients)"""
-
+def logits_loss_and_gradients(decoder, inputs):
     def mean_loss(decoder):
         nll, _ = decoder_lib.token_losses(decoder, **inputs)
         return jnp.sum(nll) / jnp.sum(inputs["labels"] != -1)
@@ -77,7 +75,7 @@ def logits_error(folder, expected):
 def errors(folder, expected):
     """Largest absolute errors of logits and loss, largest error of a gradient relative to its largest entry."""
     config, decoder = load_float32(folder)
-    logits, loss, gradients = everything(decoder, place(expected))
+    logits, loss, gradients = logits_loss_and_gradients(decoder, place(expected))
     found = tensors(gradients, config)
     wanted = {name.removeprefix("gradient:"): array for name, array in expected.items() if "gradient:" in name}
     assert found.keys() == wanted.keys()

@@ -58,15 +58,30 @@ def kill_when(config: pathlib.Path, due, number=signal.SIGKILL) -> int:
     process = subprocess.Popen(tiny_run.faulty("slow", 0, config), env=tiny_run.ENVIRONMENT, **quiet)
     wait_until(due, [process])
     process.send_signal(number)
-    return process.wait(timeout=120)
+    return ended([process])[0]
 
 
 def wait_until(due, processes) -> None:
+    """Kills the processes if it never comes to that."""
     deadline = time.monotonic() + 240
-    while not due():
-        assert all(process.poll() is None for process in processes), "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    try:
+        while not due():
+            assert all(process.poll() is None for process in processes), "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    except BaseException:
+        for process in processes:
+            process.kill()
+        raise
+
+
+def ended(processes) -> list[int]:
+    """Exit codes; processes that do not end are killed."""
+    try:
+        return [process.wait(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def logged(directory: pathlib.Path, step: int) -> bool:
@@ -154,6 +169,7 @@ def test_sigterm_saves_and_other_loader_workers_go_on_until_they_are_killed(base
     assert kill_when(config, lambda: logged(directory, 4), signal.SIGTERM) == 0
     steps = [int(name) for name in os.listdir(directory / "checkpoints") if name.isdigit()]
     assert max(steps) >= 4
+    assert not logged(directory, 8)
     assert kill_when(config, lambda: logged(directory, 8)) == -9
     assert not logged(directory, LAST)
     finish_and_compare(base, config, directory, "data.workers=2")
@@ -190,10 +206,10 @@ def test_two_hosts_stop_together_and_train_what_one_does(base, tmp_path):
     """SIGTERM to one of them ends both after the same step, with one checkpoint of both."""
     root, _ = base
     config, directory = another(base, tmp_path)
-    hosts = start_two_hosts(config)
+    hosts = start_two_hosts(config, tiny_run.faulty("slow", 0))
     wait_until(lambda: logged(directory, 3), hosts)
     hosts[1].send_signal(signal.SIGTERM)
-    assert [host.wait(timeout=240) for host in hosts] == [0, 0]
+    assert ended(hosts) == [0, 0]
     stopped = max(int(name) for name in os.listdir(directory / "checkpoints") if name.isdigit())
     assert 3 <= stopped < LAST
     assert sorted(path.name for path in (directory / "checkpoints" / str(stopped)).glob("seal*")) == [
@@ -209,12 +225,12 @@ def test_two_hosts_stop_together_and_train_what_one_does(base, tmp_path):
 def test_two_hosts_go_on_together(base, tmp_path):
     root, _ = base
     config, directory = another(base, tmp_path)
-    hosts = start_two_hosts(config)
+    hosts = start_two_hosts(config, tiny_run.faulty("slow", 0))
     wait_until(lambda: logged(directory, 3), hosts)
     hosts[0].send_signal(signal.SIGTERM)
-    assert [host.wait(timeout=240) for host in hosts] == [0, 0]
+    assert ended(hosts) == [0, 0]
     assert not logged(directory, LAST)
-    assert [host.wait(timeout=240) for host in start_two_hosts(config)] == [0, 0]
+    assert ended(start_two_hosts(config)) == [0, 0]
     one, two = losses(root / "run"), losses(directory)
     assert one.keys() == two.keys()
     assert all(abs(one[step] - two[step]) < 1e-5 * one[step] for step in one)
@@ -226,7 +242,7 @@ def test_sigkill_of_two_hosts(base, tmp_path):
     root, _ = base
     (tmp_path / "untouched").mkdir()
     config, untouched = another(base, tmp_path / "untouched")
-    assert [host.wait(timeout=240) for host in start_two_hosts(config)] == [0, 0]
+    assert ended(start_two_hosts(config)) == [0, 0]
     config, directory = another(base, tmp_path)
     hosts = start_two_hosts(config, tiny_run.faulty("slow", 0))
     wait_until(lambda: logged(directory, 8), hosts)
@@ -237,7 +253,7 @@ def test_sigkill_of_two_hosts(base, tmp_path):
     alone, alone_directory = another(base, tmp_path / "alone")
     shutil.copytree(directory, alone_directory)
 
-    assert [host.wait(timeout=240) for host in start_two_hosts(config)] == [0, 0]
+    assert ended(start_two_hosts(config)) == [0, 0]
     assert fingerprint(directory) == fingerprint(untouched)
     assert losses(directory) == losses(untouched)
 
@@ -277,7 +293,6 @@ def test_evaluation_disturbs_nothing(base, tmp_path, every):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
-@pytest.mark.exhaustive
 def test_logging_disturbs_nothing(base, tmp_path):
     """With three steps a line, each loss is the mean of those of its steps, over as many targets."""
     root, _ = base

@@ -148,8 +148,7 @@ def config(given, backend: str, kernel) -> tuple:
         return None, None
     for one, kind in zip(given, (kernel.ForwardConfig, kernel.BackwardConfig), strict=True):
         if one is not None and not isinstance(one, kind):
-            place = f"{kind.__module__.removesuffix('_forward').removesuffix('_backward')}.{kind.__name__}"
-            raise _error("config", f"has {type(one).__module__}.{type(one).__name__}", f"give {place} or None there")
+            raise _error("config", f"has {type(one).__name__}", f"give pallas_kernels.{kind.__name__} or None there")
     return tuple(given)
 
 

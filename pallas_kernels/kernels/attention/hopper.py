@@ -21,7 +21,7 @@ MOST_SHARED = 227 * 1024  # bytes of shared memory that one block can have
 
 
 @dataclasses.dataclass(frozen=True)
-class ForwardConfig:
+class HopperAttentionForwardConfig:
     """Sizes of the forward kernel.
 
     Attributes:
@@ -37,7 +37,7 @@ class ForwardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class BackwardConfig:
+class HopperAttentionBackwardConfig:
     """Sizes of the backward kernel.
 
     Attributes:
@@ -53,6 +53,8 @@ class BackwardConfig:
         return 2 * head_dim * 2 * (TILE + self.stages * block_q) + 2 * 2 * TILE * block_q + 4 * 2 * 64 * 64
 
 
+# Of one name in the modules of both devices.
+ForwardConfig, BackwardConfig = HopperAttentionForwardConfig, HopperAttentionBackwardConfig
 Config = ForwardConfig | BackwardConfig
 
 

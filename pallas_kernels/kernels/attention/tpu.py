@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from pallas_kernels import tables, target
 from pallas_kernels.kernels.attention import tpu_backward, tpu_forward, tpu_heads
 from pallas_kernels.kernels.attention.spec import AttentionSpec
-from pallas_kernels.kernels.attention.tpu_configs import BackwardConfig, ForwardConfig
+from pallas_kernels.kernels.attention.tpu_configs import TpuAttentionBackwardConfig as BackwardConfig
+from pallas_kernels.kernels.attention.tpu_configs import TpuAttentionForwardConfig as ForwardConfig
 
 __all__ = ["BackwardConfig", "ForwardConfig", "backward", "forward", "shape_class", "supported"]
 

@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import partition
 from pallas_kernels.kernels.attention import block_lists, tpu_heads
 from pallas_kernels.kernels.attention.spec import AttentionSpec
-from pallas_kernels.kernels.attention.tpu_configs import BackwardConfig
+from pallas_kernels.kernels.attention.tpu_configs import TpuAttentionBackwardConfig as BackwardConfig
 from pallas_kernels.kernels.attention.tpu_forward import vmem_limit
 from pallas_kernels.kernels.attention.tpu_tiles import (
     HIDDEN,

@@ -4,7 +4,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class ForwardConfig:
+class TpuAttentionForwardConfig:
     """Sizes of the forward kernel.
 
     Attributes:
@@ -23,7 +23,7 @@ class ForwardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class BackwardConfig:
+class TpuAttentionBackwardConfig:
     """Sizes of the backward kernel.
 
     Attributes:

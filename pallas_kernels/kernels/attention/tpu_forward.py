@@ -18,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import partition, target
 from pallas_kernels.kernels.attention import block_lists, tpu_heads
 from pallas_kernels.kernels.attention.spec import AttentionSpec
-from pallas_kernels.kernels.attention.tpu_configs import ForwardConfig
+from pallas_kernels.kernels.attention.tpu_configs import TpuAttentionForwardConfig as ForwardConfig
 from pallas_kernels.kernels.attention.tpu_tiles import (
     HIDDEN,
     LOG2_E,

@@ -436,7 +436,7 @@ def test_block_sizes_are_those_of_the_kernel_that_runs():
     of_hopper = (pallas_kernels.HopperAttentionForwardConfig(), pallas_kernels.HopperAttentionBackwardConfig())
     with target.compiling_for(target.TPU_V5P):
         assert supported(attention, q, k, v, config=of_tpu) is None
-        with pytest.raises(ArgumentError, match=r"`config` has .*hopper.ForwardConfig; give .*attention.tpu_configs.Forward"):
+        with pytest.raises(ArgumentError, match=r"has HopperAttentionForwardConfig; give pallas_kernels.TpuAttentionF"):
             supported(attention, q, k, v, config=of_hopper)
         with pytest.raises(ArgumentError, match=r"`config` has .*ForwardConfig; give .*BackwardConfig"):
             supported(attention, q, k, v, config=of_tpu[::-1])
