@@ -1,5 +1,6 @@
 """Pages that are joined to documents again: their order, those that are missing, and any cut into tasks."""
 
+import asyncio
 import base64
 import dataclasses
 import io
@@ -12,6 +13,7 @@ from corpus_passes import run
 from raw_files import scanned_pdf
 from rich.console import Console
 
+from davinci_jax.curation import pdf_pages
 from davinci_jax.curation.corpus import CorpusOperation
 from davinci_jax.curation.documents import Document, read_documents
 from davinci_jax.curation.generation.transcribe import Transcribe
@@ -167,11 +169,8 @@ def test_a_scanned_pdf_is_divided_and_joined_again(tmp_path):
 def test_pictures_that_are_no_jpeg_become_png():
     image = pytest.importorskip("PIL.Image")
     grey = bytes(range(200)) * 3 * 800
-    writer = pypdf.PdfWriter(io.BytesIO(scanned_pdf([(grey, *FULL)], [(grey, *FULL)])))
-    writer.pages[1].rotate(90)
-    out = io.BytesIO()
-    writer.write(out)
-    straight, turned = (image.open(io.BytesIO(page.raw)) for page in divided(out.getvalue()))
+    raw = with_pages(scanned_pdf([(grey, *FULL)], [(grey, *FULL)]), lambda page: page.rotate(90 * page.page_number))
+    straight, turned = (image.open(io.BytesIO(page.raw)) for page in divided(raw))
     assert (straight.format, straight.size, straight.tobytes()) == ("PNG", FULL, grey)
     assert turned.size == FULL[::-1]
     assert turned.getpixel((0, 5)) == straight.getpixel((5, 799))
@@ -185,9 +184,59 @@ def test_bounds_on_the_pages_of_a_pdf(monkeypatch):
     shared = scanned_pdf(*[[(JPEG + bytes(10**6), *FULL)]] * 3)
     assert len(shared) < 1_100_000
     assert [len(page.raw) > 0 for page in divided(shared, max_bytes=2_100_000)] == [True, True, False]
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert divided(scanned_pdf()) == "has no pages"
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(DataError, match="pip install pillow"):
         divided(scanned_pdf([(bytes(480_000), *FULL)]))
+
+
+def test_a_file_has_a_bound_on_all_that_its_pages_unpack_to(monkeypatch):
+    unpacked = []
+    monkeypatch.setattr(pdf_pages, "_png", lambda page, name: unpacked.append(name) or b"\x89PNG" + bytes(96))
+    raw = scanned_pdf(*[[(bytes(480_000), *FULL)]] * 5)
+    made = divided(raw, max_file_pixels=3 * 480_000 - 1)
+    assert [bool(page.raw) for page in made] == [True, True, False, False, False]
+    assert len(unpacked) == 2
+    assert {page.metadata.get("unread") for page in made[2:]} == {"is not read: its file has more than max_file_pixels"}
+    assert "unread" not in made[1].metadata
+    calls, real = [], PdfPages._picture
+    monkeypatch.setattr(PdfPages, "_picture", lambda self, *_: calls.append(1) or real(self, *_))
+    shared = scanned_pdf(*[[(JPEG + bytes(10**6), *FULL)]] * 5)
+    made = divided(shared, max_bytes=2_100_000)
+    assert len(calls) == 3
+    assert made[4].metadata["unread"] == "is not read: its file has more than max_bytes"
+
+
+def test_the_reason_of_an_unread_page_stays_its_own(tmp_path):
+    operation = Transcribe(endpoint="replay", model="m", unread="keep")
+    page = Document(id="a.pdf#3", metadata={"unread": "is not read"})
+    assert asyncio.run(operation.rollout(page, None)) == (None, "is not read")
+
+
+def test_a_picture_larger_than_the_file_says_is_not_unpacked():
+    image = pytest.importorskip("PIL.Image")
+    out = io.BytesIO()
+    image.new("L", (2000, 1000)).save(out, "JPEG")
+    turned = with_pages(scanned_pdf([(out.getvalue(), *FULL)]), lambda page: page.rotate(90))
+    assert [bool(page.raw) for page in divided(turned)] == [True]
+    assert [bool(page.raw) for page in divided(turned, max_pixels=1_000_000)] == [False]
+
+
+def test_pictures_of_modes_that_png_lacks_become_rgb():
+    image = pytest.importorskip("PIL.Image")
+    out = io.BytesIO()
+    image.new("CMYK", FULL, (0, 0, 0, 255)).save(out, "JPEG")
+    (page,) = divided(with_pages(scanned_pdf([(out.getvalue(), *FULL)]), lambda page: page.rotate(180)))
+    assert image.open(io.BytesIO(page.raw)).mode == "RGB"
+
+
+def with_pages(raw, change):
+    writer = pypdf.PdfWriter(io.BytesIO(raw))
+    for page in writer.pages:
+        change(page)
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
 
 
 def base64_end(payload):

@@ -45,7 +45,7 @@ class Transcribe(Generative):
     async def rollout(self, document: Document, ask: Ask) -> tuple[str | None, str]:
         kind = next((kind for signature, kind in _SIGNATURES if document.raw.startswith(signature)), None)
         if kind is None:
-            return None, "is no picture in PNG, JPEG or WebP"
+            return None, str(document.metadata.get(UNREAD, "is no picture in PNG, JPEG or WebP"))
         if len(document.raw) > self.max_bytes:
             return None, f"is a picture of {len(document.raw)} bytes, above {self.max_bytes}"
         trouble = ""
