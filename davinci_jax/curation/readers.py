@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import datetime
 import gzip
-import io
 import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -203,8 +202,13 @@ class WarcReader(_Reader):
 
 @dataclasses.dataclass(frozen=True)
 class DocumentsReader(_Reader):
-    """Documents that curation has written: they keep id, level and lineage, and go on from there."""
+    """Documents that curation has written: they keep id, level and lineage, and go on from there.
 
+    Attributes:
+      max_bytes: bound on a line; a longer one is rejected. It holds the text, and raw bytes a third longer than they are.
+    """
+
+    max_bytes: int = 4 * MAX_BYTES
     name = "read-documents"
 
     def items(self, place: Place) -> list[Item]:
@@ -213,12 +217,16 @@ class DocumentsReader(_Reader):
     def read(self, place: Place, item: Item) -> Iterator[Acquired | Document]:
         with place.open(item) as stream:
             plain = gzip.GzipFile(fileobj=stream) if item.path.endswith(".gz") else stream
-            for number, line in enumerate(io.TextIOWrapper(plain, encoding="utf-8", newline="\n"), 1):
+            for number, line in enumerate(_lines(plain, self.max_bytes), 1):
+                name = f"{item.path}#{number}"
+                if line is None:
+                    yield Acquired(name, refused=f"line of more than {self.max_bytes} bytes")
+                    continue
                 try:
-                    document = Document.from_json(line)
+                    document = Document.from_json(line.decode())
                     _check(document)
                 except (ValueError, TypeError, KeyError, RecursionError) as error:
-                    yield Acquired(f"{item.path}#{number}", refused=f"is no document of curation ({error})")
+                    yield Acquired(name, refused=f"is no document of curation ({error})"[:300])
                 else:
                     yield document
 
@@ -287,11 +295,23 @@ def _row(reader: JsonlReader | ParquetReader, name: str, fields: dict[str, Any],
 
 def _check(document: Document) -> None:
     """Raises `TypeError` for a field that no document of curation has so: an operation would fail on it."""
-    for name, kind in (("id", str), ("text", str), ("group", str), ("metadata", dict)):
+    for name, kind in (("id", str), ("text", str), ("group", str), ("licence", str | None), ("metadata", dict)):
         if not isinstance(getattr(document, name), kind):
             raise TypeError(f"its {name} is {type(getattr(document, name)).__name__}")
     if document.level not in LEVELS:
         raise TypeError(f"its level is {document.level!r}")
+    if not all(isinstance(record, dict) for record in document.lineage):
+        raise TypeError("its lineage is no list of records")
+    for name, spans, names in (("questions", document.questions, 0), ("parts", document.parts, 1)):
+        if not all(_is_span(span, names, len(document.text)) for span in spans):
+            raise TypeError(f"its {name} are no spans of its text")
+
+
+def _is_span(span: tuple[Any, ...], names: int, length: int) -> bool:
+    """Whether a span of a text of this length is so many names, a start and an end."""
+    *named, start, end = span if len(span) == names + 2 else (None,) * (names + 2)
+    places = type(start) is int and type(end) is int and 0 <= start <= end <= length
+    return places and all(isinstance(name, str) for name in named)
 
 
 def _plain(value: Any) -> Any:

@@ -419,18 +419,28 @@ def test_metadata_that_is_no_json_costs_its_document_alone(tmp_path, monkeypatch
 
 def test_a_line_that_is_no_document_costs_itself_alone(tmp_path):
     whole = {"id": "a", "text": "one", "level": "L4", "group": "a", "lineage": []}
+    whole |= {"licence": "MIT", "questions": [[0, 1]], "parts": [["p", 1, 3]], "metadata": {}, "raw": "eA=="}
     odd = [{"level": 7}, {"level": None}, {"text": None}, {"id": 3}, {"metadata": []}, {"other": 1}]
+    odd += [{"licence": ["MIT"]}, {"licence": 1}, {"lineage": [1]}, {"lineage": 1}, {"lineage": "abc"}, {"raw": 1}]
+    odd += [{"questions": spans} for spans in (3, [3], [[0]], [[0, 4]], [[-1, 2]], [[2, 1]], [[0, 1.0]], [["p", 0, 1]])]
+    odd += [{"parts": spans} for spans in ([[0, 1]], [[1, 0, 1]], [["p", 0, "1"]], [["p", 0, 4]], [[["p"], 0, 1]])]
     lines = [
-        json.dumps(whole),
-        "{",
-        *(json.dumps({**whole, **field}) for field in odd),
-        json.dumps({**whole, "id": "b"}),
+        json.dumps(whole).encode(),
+        b"{",
+        json.dumps({**whole, "other": "x" * 10}).encode().replace(b"x", b"\xff"),
+        json.dumps({**whole, "text": "x" * 500}).encode(),
+        b"[]",
+        *(json.dumps({**whole, **field}).encode() for field in odd),
+        json.dumps({**whole, "id": "b"}).encode(),
     ]
-    (tmp_path / "d.jsonl").write_text("\n".join(lines))
-    documents, rejects = read("documents", tmp_path)
-    assert {id: document.level for id, document in documents.items()} == {"a": "L4", "b": "L4"}
-    assert list(rejects) == [f"in/d.jsonl#{n}" for n in range(2, 9)]
-    assert rejects["in/d.jsonl#3"] == "is no document of curation (its level is 7)"
+    (tmp_path / "d.jsonl").write_bytes(b"\n".join(lines))
+    (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(lines[0].replace(b'"a"', b'"c"') + b"\n"))
+    documents, rejects = read("documents", tmp_path, max_bytes=400)
+    assert {id: document.level for id, document in documents.items()} == {"a": "L4", "b": "L4", "c": "L4"}
+    assert list(rejects) == [f"in/d.jsonl#{n}" for n in range(2, len(lines))]
+    assert rejects["in/d.jsonl#4"] == "line of more than 400 bytes"
+    assert rejects["in/d.jsonl#6"] == "is no document of curation (its level is 7)"
+    assert documents["a"].parts == (("p", 1, 3),)
 
 
 def test_warc(tmp_path):
