@@ -1,11 +1,11 @@
 """From raw documents to token shards on the corpora of benchmarks/corpora.py: funnel, core-seconds, peak memory.
 
   python benchmarks/curation_corpora.py --corpora data/corpora --root data/corpora-run \
-      --output benchmarks/results/curation_corpora.json
+      --most 1100 --output benchmarks/results/curation_corpora.json
 
-A random sample of the files (`--sample`, megabytes) goes first, then all of them, so that memory can be compared. A run
-is `davinci curate benchmarks/corpora/curate.py` and `davinci shard`, each with a clean folder. Core-seconds are the CPU
-time of the command and all its processes; peak memory is that of the largest one.
+A random sample of the files (`--sample`, megabytes) goes first, then all of them or `--most`, so that memory can be
+compared. A run is `davinci curate benchmarks/corpora/curate.py` and `davinci shard`, each with a clean folder.
+Core-seconds are the CPU time of the command and all its processes; peak memory is that of the largest one.
 """
 
 from __future__ import annotations
@@ -156,11 +156,16 @@ def main() -> None:
     parser.add_argument("--corpora", type=pathlib.Path, required=True, help="what benchmarks/corpora.py has filled")
     parser.add_argument("--root", type=pathlib.Path, required=True, help="a new folder beside it, on the same disk")
     parser.add_argument("--sample", type=float, default=50.0, help="megabytes of files of the smaller run")
+    parser.add_argument("--most", type=float, help="megabytes of files of the larger run; all if left out")
     parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     given = parser.parse_args()
     corpora, root = given.corpora.absolute(), given.root.absolute()
     shutil.rmtree(root, ignore_errors=True)
+    fetched = {file.parent.name: json.loads(file.read_text()) for file in sorted(corpora.glob("*/manifest.json"))}
+    if given.most is not None:
+        take_sample(corpora, root / "most-files", given.most, 7)
+        corpora = root / "most-files"
     take_sample(corpora, root / "sample-files", given.sample, 0)
     runs = {
         "sample": run(root / "sample-files", root / "sample", given.vocabulary),
@@ -170,9 +175,7 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]).replace(str(pathlib.Path.cwd()) + "/", ""),
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()},
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "fetched": {
-            str(file.parent.name): json.loads(file.read_text()) for file in sorted(corpora.glob("*/manifest.json"))
-        },
+        "fetched": fetched,
         "runs": runs,
     }
     given.output.write_text(json.dumps(result, indent=1) + "\n")
