@@ -108,11 +108,11 @@ class Decontaminate:
 
     def findings(self, document: Document) -> Findings | None:
         counts = {}
-        for name, hits in document.metadata.get(_COUNTS, {}).items():
+        for name, hits in _earlier(document)[1].items():
             if name in self._names:  # others are those of an earlier step
                 filled = (zip(_columns(n), (1, found), strict=True) for n, found in hits.items())
                 counts[name] = dict(itertools.chain.from_iterable(filled))
-        listed = [hit for hit in document.metadata.get(_HITS, ()) if hit["benchmark"] in self._names]
+        listed = [hit for hit in _earlier(document)[0] if hit["benchmark"] in self._names]
         return Findings(counts, tuple(map(_shown, listed))) if counts else None
 
     @property
@@ -136,11 +136,11 @@ class Decontaminate:
             for hit in hits:
                 row = counts.setdefault(hit.benchmark, {})
                 row[str(n)] = row.get(str(n), 0) + 1
-        earlier = document.metadata.get(_COUNTS)
-        if not counts and earlier is None:
-            return document
-        kept = [hit for hit in document.metadata[_HITS] if hit["benchmark"] not in self._names] if earlier else []
-        counts |= {name: row for name, row in (earlier or {}).items() if name not in self._names}
+        old, rows = _earlier(document)
+        if not counts and not rows:
+            return document  # also with what a stranger has noted under our names
+        kept = [hit for hit in old if hit["benchmark"] not in self._names]
+        counts |= {name: row for name, row in rows.items() if name not in self._names}
         metadata = {name: value for name, value in document.metadata.items() if name not in (_HITS, _COUNTS)}
         noted = {_HITS: [*(hit._asdict() for hit in listed[:MAX_HITS]), *kept], _COUNTS: counts}
         return dataclasses.replace(document, metadata=metadata | (noted if counts else {}))
@@ -301,6 +301,22 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _texts(item)
+
+
+def _earlier(document: Document) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
+    """Returns the hits and counts that an earlier step has noted, none where either is not as this one writes it."""
+    hits, counts = document.metadata.get(_HITS), document.metadata.get(_COUNTS)
+    return (hits, counts) if _are_hits(hits) and _are_counts(counts) else ([], {})
+
+
+def _are_hits(value: Any) -> bool:
+    hits = value if isinstance(value, list) else [None]
+    return all(isinstance(hit, dict) and isinstance(hit.get("benchmark"), str) for hit in hits)
+
+
+def _are_counts(value: Any) -> bool:
+    rows = list(value.values()) if isinstance(value, dict) else [None]
+    return all(isinstance(row, dict) and all(type(count) is int for count in row.values()) for row in rows)
 
 
 def _columns(n: int | str) -> tuple[str, str]:

@@ -205,7 +205,7 @@ class DocumentsReader(_Reader):
     """Documents that curation has written: they keep id, level and lineage, and go on from there.
 
     Attributes:
-      max_bytes: bound on a line; a longer one is rejected. It holds the text, and raw bytes a third longer than they are.
+      max_bytes: bound on a line; a longer one is rejected. Raw bytes take a third more there.
     """
 
     max_bytes: int = 4 * MAX_BYTES

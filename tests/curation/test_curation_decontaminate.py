@@ -1,5 +1,6 @@
 """Benchmark text in documents: planted passages, a plain search, both texts of a hit, and files that are none."""
 
+import dataclasses
 import gzip
 import json
 import pathlib
@@ -116,6 +117,31 @@ def test_report_keeps_the_document_with_its_hits(benchmark):
     json.dumps(document.metadata)
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        *({"contamination": odd} for odd in (0.1, True, "none", ["a", "b"], [{}], {"gsm8k.jsonl": 1})),
+        *({"contamination_counts": odd} for odd in (0, {"old": 3}, {"old": {"20": None}}, ["old"])),
+        {"contamination_counts": {"old": {"20": 1}}},
+        {"contamination": "none", "contamination_counts": {"gsm8k.jsonl": {"20": 1}}},
+        {"contamination": [{"benchmark": []}], "contamination_counts": {"old": {"20": 1}}},
+    ],
+)
+def test_what_a_stranger_has_noted_under_the_same_name_is_none_of_ours(benchmark, metadata):
+    records, folder = benchmark
+    operation = Decontaminate(benchmarks=(write(folder, records),), action="report")
+    given = [Document("clean", "nothing of it", metadata=metadata), Document("hit", records[3]["question"])]
+    given[1] = dataclasses.replace(given[1], metadata=metadata)
+    rejects = []
+    clean, hit = operation.apply(iter(given), lambda *_: rejects.append(_))
+    assert clean.metadata == metadata
+    assert operation.findings(clean) is None
+    assert [found["record"] for found in hit.metadata["contamination"]] == ["3"]
+    assert hit.metadata["contamination_counts"] == {"gsm8k.jsonl": {"13": 1, "20": 1}}
+    assert operation.findings(hit).counts
+    assert rejects == []
+
+
 def test_the_funnel_counts_documents_and_hits_of_each_benchmark(benchmark):
     records, folder = benchmark
     files = [write(folder, records[:10]), write(folder, records[10:19], "math.jsonl"), write(folder, [], "aime.jsonl")]
@@ -137,7 +163,7 @@ def test_the_funnel_counts_documents_and_hits_of_each_benchmark(benchmark):
     given = [Document(id=f"d{n}", text=text) for n, text in enumerate(texts)]
     given += [Document("e", "clean by now", metadata=earlier), Document("f", "x", metadata={"contamination_counts": 5})]
     kept = list(through(operation, step, iter(given), account))
-    assert [document.id for document in kept] == ["d2", "d3", "e"]
+    assert [document.id for document in kept] == ["d2", "d3", "e", "f"]
     assert kept[2].metadata == {"contamination": [{"benchmark": "old"}], "contamination_counts": {"old": {"20": 9}}}
     columns = ("documents, 13 words", "hits, 13 words", "documents, 20 words", "hits, 20 words")
     table = {"aime.jsonl": (0, 0, 0, 0), "gsm8k.jsonl": (2, 9, 2, 9), "math.jsonl": (2, 2, 1, 1)}
