@@ -21,7 +21,8 @@ class CorpusOperation(Protocol):
     begins again.
 
     What looks at a document gets this document alone, in `remember` and in `apply`. Should it raise, the document is
-    rejected and takes part in no pass: the others are numbered as if it had never been there.
+    rejected. Where `remember` raises it takes part in no pass: the others are numbered as if it had never been there.
+    Where `apply` raises, `collect` and `reduce` have counted it already.
 
     Attributes:
       name: what it does, as lineage and funnel show it.

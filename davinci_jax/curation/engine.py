@@ -206,8 +206,10 @@ class ApplyCorpus(PipelineStep):
         self._row.seconds += before.seconds
         if rank == 0:  # the pass of them all is told once
             self._row.seconds += _Notes.read(folder, _REDUCE).seconds
-        last = LastPass(operation, operation.open(folder / "reduced", rank), before.failed)
-        yield from through(last, self._row, data, self._task.open(rank))
+        started = time.perf_counter()
+        opened = operation.open(folder / "reduced", rank)  # of some operations a table of the whole source
+        self._row.seconds += time.perf_counter() - started
+        yield from through(LastPass(operation, opened, before.failed), self._row, data, self._task.open(rank))
 
 
 class WriteDocuments(PipelineStep):
@@ -228,6 +230,7 @@ class WriteDocuments(PipelineStep):
                     account.kept(document)
                     out.write(document.to_json() + "\n")
             counts = account.close()
+            _remove_rejects(paths, rank)
             for label in (path for path in account.folder.iterdir() if path.is_dir()):
                 _move(label / "rejects.jsonl.gz", paths.rejects(label.name, rank))
             # A later stage may be counted otherwise: the config may name another tokenizer by then.
@@ -558,6 +561,14 @@ def _new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def _remove_temporary(folder: pathlib.Path) -> None:
     for left in folder.glob(".*") if folder.is_dir() else ():
         shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove_rejects(paths: Paths, rank: int) -> None:
+    """Removes what an attempt that ended half way has moved: this one may drop nothing there, and keep the document."""
+    rejects = paths.folder / "rejects"
+    for label in rejects.iterdir() if rejects.is_dir() else ():
+        if not label.is_symlink():  # a link leads to the rejects of an earlier stage
+            paths.rejects(label.name, rank).unlink(missing_ok=True)
 
 
 def _move(file: pathlib.Path, target: pathlib.Path) -> None:

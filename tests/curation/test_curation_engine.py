@@ -87,6 +87,8 @@ class Rank:
         (folder / "all").write_text(json.dumps(texts))
 
     def open(self, reduced, task):
+        CALLS["open"] += 1
+        time.sleep(0.03)
         return task, {text: n for n, text in enumerate(json.loads((reduced / "all").read_text()))}
 
     def apply(self, document, number, opened, reject):
@@ -262,7 +264,22 @@ def test_more_tasks_than_documents(raw):
 
 def test_the_funnel_counts_the_seconds_of_all_three_passes_of_a_corpus_operation(raw):
     *_, rank = run(config(raw)).funnel["steps"]
-    assert rank["seconds"] >= CALLS["collect"] * 0.02 + 0.05
+    assert CALLS["open"] == CALLS["collect"] > 0
+    assert rank["seconds"] >= CALLS["collect"] * 0.02 + 0.05 + CALLS["open"] * 0.03
+
+
+def test_rejects_of_an_attempt_that_ended_half_way_go(raw):
+    first = run(config(raw))
+    good, rejects = content(first.folder), records(first.folder / "rejects")
+    assert any(label.is_symlink() for label in (first.folder / "rejects").iterdir())
+    (first.folder / "documents" / "000000.jsonl.gz").unlink()
+    left = first.folder / "rejects" / "07-other" / "000000.jsonl.gz"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(gzip.compress(b"{}\n"))
+    again = run(config(raw))
+    assert again.folder == first.folder
+    assert content(again.folder) == good
+    assert records(again.folder / "rejects") == rejects  # those of earlier stages, too
 
 
 @pytest.mark.parametrize("fails", ["first", "last"])
