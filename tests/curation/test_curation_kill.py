@@ -27,27 +27,34 @@ def start(file):
     )
 
 
+def kill(group):
+    """Kills what is left of a process and its children."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
 def test_a_killed_run_continues(raw, tmp_path):
     """Killed again and again, each time a little later, with two workers and with one, alone or with its children."""
     reference = content(run(write_config(tmp_path, raw, "whole")).folder)
     groups = []
-    for attempt in range(40):
-        file = write_config(tmp_path, raw, "killed", f"workers={1 + (attempt + 1) % 2}")
-        process = start(file)
-        try:
-            _, errors = process.communicate(timeout=1.2 + 0.4 * attempt)
-        except subprocess.TimeoutExpired:
-            # Alone: its workers live on for a while and write into the same folders as those of the next attempt.
-            (os.kill if attempt % 3 == 1 else os.killpg)(process.pid, signal.SIGKILL)
-            process.wait()
+    try:
+        for attempt in range(40):
+            file = write_config(tmp_path, raw, "killed", f"workers={1 + (attempt + 1) % 2}")
+            process = start(file)
             groups.append(process.pid)
-            continue
-        assert process.returncode == 0, errors.decode()
-        break
-    assert len(groups) > 2
-    for group in groups:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
+            try:
+                _, errors = process.communicate(timeout=1.2 + 0.4 * attempt)
+            except subprocess.TimeoutExpired:
+                # Alone: its workers live on for a while and write into the same folders as those of the next attempt.
+                (os.kill if attempt % 3 == 1 else os.killpg)(process.pid, signal.SIGKILL)
+                process.wait()
+                continue
+            assert process.returncode == 0, errors.decode()
+            break
+    finally:
+        for group in groups:
+            kill(group)
+    assert len(groups) > 3
     [folder] = {path.resolve() for path in (tmp_path / "killed/curated/s").glob("current")}
     assert content(folder) == reference
     assert run(write_config(tmp_path, raw, "killed")).built is False
@@ -56,12 +63,14 @@ def test_a_killed_run_continues(raw, tmp_path):
 def test_a_relaunch_repeats_no_task_that_is_done(raw, tmp_path):
     file = write_config(tmp_path, raw, "later")
     process = start(file)
-    deadline = time.monotonic() + 50
-    while len(done := set((tmp_path / "later/curated/s").glob("*/counts/*.json"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    try:
+        deadline = time.monotonic() + 50
+        while len(done := set((tmp_path / "later/curated/s").glob("*/counts/*.json"))) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        kill(process.pid)
+        process.communicate()
     before = {file: file.stat().st_mtime_ns for file in done}
     run(write_config(tmp_path, raw, "later", "workers=2"))
     assert {file: file.stat().st_mtime_ns for file in before} == before
