@@ -97,6 +97,8 @@ class PdfPages:
         except Exception as error:  # one bad page does not spoil the others
             if isinstance(error, MemoryError):
                 raise
+            if type(error).__name__ == "LimitReachedError":  # of pypdf, after as much work as the largest picture is
+                left.pixels -= self.max_pixels
             return b""
 
     def _may_unpack(self, image: Any, left: _Left) -> bool:

@@ -5,6 +5,7 @@ import base64
 import dataclasses
 import io
 import sys
+import zlib
 
 import pypdf
 import pytest
@@ -205,6 +206,19 @@ def test_a_file_has_a_bound_on_all_that_its_pages_unpack_to(monkeypatch):
     made = divided(shared, max_bytes=2_100_000)
     assert len(calls) == 3
     assert made[4].metadata["unread"] == "is not read: its file has more than max_bytes"
+
+
+def test_a_picture_that_unpacks_without_end_counts_as_the_largest():
+    packed = zlib.compress(bytes(10**8))  # pypdf stops at 75 MB
+    raw = with_pages(scanned_pdf(*[[(packed + bytes([n]), *FULL)] for n in range(3)]), deflated)
+    made = divided(raw, max_pixels=10**6, max_file_pixels=2 * 10**6)
+    assert [page.raw for page in made] == [b""] * 3
+    assert ["unread" in page.metadata for page in made] == [False, True, True]
+
+
+def deflated(page):
+    for picture in page["/Resources"]["/XObject"].values():
+        picture.get_object()[pypdf.generic.NameObject("/Filter")] = pypdf.generic.NameObject("/FlateDecode")
 
 
 def test_the_reason_of_an_unread_page_stays_its_own(tmp_path):
