@@ -15,7 +15,7 @@ from davinci_jax.curation.inputs import Plan
 
 if TYPE_CHECKING:
     from davinci_jax.curation.corpus import CorpusOperation
-    from davinci_jax.curation.engine import Work
+    from davinci_jax.curation.executors import Work
     from davinci_jax.curation.pipeline import Operation
     from davinci_jax.curation.run import Prepared
     from davinci_jax.experiment.curation import CuratedSource

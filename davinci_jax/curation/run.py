@@ -19,10 +19,12 @@ from davinci_jax.curation.inputs import Plan, Reader, field, make_plan
 from davinci_jax.curation.registry import build, build_reader
 from davinci_jax.curation.report import write_report
 from davinci_jax.curation.stages import Stage, split
+from davinci_jax.curation.tasks import Paths, StageJob, all_counts, is_whole
 from davinci_jax.curation.tokens import counted_by
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import to_dict
 from davinci_jax.experiment.curation import CuratedSource, CurationConfig
+from davinci_jax.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +138,6 @@ def show_plan(config: CurationConfig, console: Console | None = None) -> None:
     Raises:
       ConfigError, DataError: as `curate` does.
     """
-    from davinci_jax.curation import engine
     from davinci_jax.curation.progress import show_prepared, show_waiting
 
     check(config)
@@ -145,22 +146,20 @@ def show_plan(config: CurationConfig, console: Console | None = None) -> None:
             show_waiting(source, _operations(source), waits, console or Console())
             continue
         prepared = prepare(config, source)
-        tasks = len(prepared.plan.tasks)
-        whole = [engine.is_whole(engine.Paths(prepared.folder / stage.hash), tasks) for stage in prepared.stages]
+        whole = [is_whole(job, len(prepared.plan.tasks)) for job in _jobs(config, prepared)]
         show_prepared(prepared, whole, console or Console())
 
 
 def _curate_source(config: CurationConfig, prepared: Prepared, console: Console) -> Curated | None:
     """Returns the result of a source, `None` where it is in the hands of a cluster."""
-    from davinci_jax.curation import engine
-    from davinci_jax.curation.progress import Progress, show_prepared
+    from davinci_jax.curation.executors import slurm_jobs
+    from davinci_jax.curation.progress import show_prepared
 
-    name, stages, tasks = prepared.source.name, prepared.stages, len(prepared.plan.tasks)
-    jobs = [engine.StageJob(prepared.source, stage, prepared.folder, _tokenizer(config)) for stage in stages]
-    whole = [engine.is_whole(job.paths, tasks) for job in jobs]
+    name, jobs, tasks = prepared.source.name, _jobs(config, prepared), len(prepared.plan.tasks)
+    whole = [is_whole(job, tasks) for job in jobs]
     show_prepared(prepared, whole, console)
     left = [job for job, done in zip(jobs, whole, strict=True) if not done]
-    if queued := sorted({number for job in left for number in engine.slurm_jobs(job)}):
+    if queued := sorted({number for job in left for number in slurm_jobs(job)}):
         # Their tasks write below names that a new start would clear away.
         console.print(
             f"{name}: Slurm has not ended job {', '.join(queued)}; start the same command again when it has, "
@@ -169,21 +168,17 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
             soft_wrap=True,
         )
         return None
-    executor, built = None, bool(left)
-    for job in left:
-        _write_plan(job.paths.folder, prepared.plan)
-        for work in engine.works(job, prepared.plan):
-            with Progress(console, name, work, prepared.plan):
-                executor = engine.execute(config, work, executor)
-    if config.executor == "slurm" and not engine.is_whole(jobs[-1].paths, tasks):
+    built = bool(left)
+    last = _run_stages(config, prepared, jobs, console) if built else None
+    if config.executor == "slurm" and not is_whole(jobs[-1], tasks):
         console.print(
-            f"{name}: handed to Slurm, last job {executor.job_id}; start the same command again when it has ended",
+            f"{name}: handed to Slurm, last job {last.job_id}; start the same command again when it has ended",
             highlight=False,
         )
         return None
     known = funnels.read_json(prepared.result / funnels.FUNNEL_FILE)
     if known is None or built:
-        known = _finish(prepared, [engine.all_counts(job.paths, tasks) for job in jobs])
+        known = _finish(prepared, [all_counts(job.paths, tasks) for job in jobs])
     _write_card(prepared, known)
     funnels.point(prepared.folder / "current", prepared.result.name)
     if built:
@@ -196,6 +191,28 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
     )
     _tell_counter(counted_by(_tokenizer(config)), known["tokens_by"], prepared, console)
     return Curated(name, prepared.result, known, built)
+
+
+def _run_stages(config: CurationConfig, prepared: Prepared, jobs: Sequence[StageJob], console: Console) -> Any:
+    """Runs what is left of the stages of a source, in order; returns the last executor."""
+    from davinci_jax.curation.engine import works
+    from davinci_jax.curation.executors import execute
+    from davinci_jax.curation.progress import Progress
+
+    executor = None
+    for job in jobs:
+        if is_whole(job, len(prepared.plan.tasks)):  # the stage before may have come out as it was
+            continue
+        _write_plan(job.paths, prepared.plan)
+        for work in works(job, prepared.plan):
+            with Progress(console, prepared.source.name, work, prepared.plan):
+                executor = execute(config, work, executor)
+    return executor
+
+
+def _jobs(config: CurationConfig, prepared: Prepared) -> list[StageJob]:
+    tokenizer = _tokenizer(config)
+    return [StageJob(prepared.source, stage, prepared.folder, tokenizer) for stage in prepared.stages]
 
 
 def _finish(prepared: Prepared, counts: list[list[dict[str, Any]]]) -> dict[str, Any]:
@@ -226,12 +243,10 @@ def _tokens_by(counts: Sequence[Sequence[dict[str, Any]]]) -> str:
 
 def _tell_counter(wanted: str, used: str, prepared: Prepared, console: Console) -> None:
     """Says so where tokens are counted otherwise than the config asks, and how to count them again."""
-    from davinci_jax.curation import engine
-
     if used == wanted:
         return
-    stages = [engine.Paths(prepared.folder / stage.hash) for stage in prepared.stages]
-    counts = {paths.folder: engine.all_counts(paths, len(prepared.plan.tasks)) for paths in stages}
+    stages = [Paths(prepared.folder / stage.hash) for stage in prepared.stages]
+    counts = {paths.folder: all_counts(paths, len(prepared.plan.tasks)) for paths in stages}
     folders = " ".join(str(folder) for folder, stage in counts.items() if _counters(stage) != [wanted])
     console.print(
         f"{prepared.source.name}: its tokens are counted by {used}, not by {wanted}; to count them again, remove "
@@ -310,12 +325,9 @@ def _tokenizer(config: CurationConfig) -> str | None:
     return str(file.absolute())
 
 
-def _write_plan(folder: pathlib.Path, plan: Plan) -> None:
-    from davinci_jax.curation.engine import PLAN_FILE
-    from davinci_jax.files import write_atomically
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / PLAN_FILE, "".join(line + "\n" for line in plan.to_lines()))
+def _write_plan(paths: Paths, plan: Plan) -> None:
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(paths.plan, "".join(line + "\n" for line in plan.to_lines()))
 
 
 @contextlib.contextmanager

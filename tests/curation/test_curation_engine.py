@@ -52,10 +52,15 @@ class Shout:
 
 @dataclasses.dataclass(frozen=True)
 class Judge(Shout):
-    """The same at a level whose documents are kept."""
+    """The same at a level whose documents are kept, by a model that may answer otherwise another time."""
 
+    answer = "!"
     name = "judge"
     level = "L4"
+
+    def apply(self, documents, reject):
+        for document in super().apply(documents, reject):
+            yield document.with_text(document.text + self.answer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +147,13 @@ def run(made):
 def records(folder):
     files = sorted(glob.glob(f"{folder}/**/*.gz", recursive=True))  # follows the links to earlier rejects
     return [json.loads(line) for file in files for line in gzip.open(file, "rt")]
+
+
+def stage_of(folder, operation):
+    """The folder of the stage that ends with an operation."""
+    counts = {file: json.loads(file.read_text()) for file in folder.glob("*/counts/000000.json")}
+    [found] = [file.parent.parent for file, told in counts.items() if told["steps"][-1]["operation"] == operation]
+    return found
 
 
 def content(folder):
@@ -305,7 +317,7 @@ def test_trouble_with_files_in_a_corpus_operation_stops_the_run(raw, fails):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("missing", ["documents", "counts", "completions", "collected"])
+@pytest.mark.parametrize("missing", ["documents", "counts", "completions", "collected", "notes", "reduced"])
 def test_what_a_kill_left_undone_is_done(raw, missing):
     first = run(config(raw))
     good, folder = content(first.folder), first.folder.parent
@@ -320,6 +332,12 @@ def test_what_a_kill_left_undone_is_done(raw, missing):
         (first.folder / "documents" / "000002.jsonl.gz").unlink()
         for mark in folder.glob("*/*/completions/00000"):
             mark.unlink()
+    elif missing == "notes":
+        for file in [*corpus.glob("notes/*"), first.folder / "counts" / "000000.json"]:
+            file.unlink()
+    elif missing == "reduced":  # killed between the first pass and the second
+        shutil.rmtree(corpus / "reduced")
+        shutil.rmtree(first.folder / "counts")
     else:
         left = corpus / "collected" / ".000001.somewhere.77"
         left.mkdir()
@@ -331,6 +349,42 @@ def test_what_a_kill_left_undone_is_done(raw, missing):
     assert again.built
     assert content(again.folder) == good
     assert not list(folder.glob("*/collected/.*"))
+
+
+@pytest.mark.parametrize(("answer", "again"), [("!", 0), ("?", 1)])
+def test_documents_that_a_model_has_made_anew_are_not_taken_for_the_old_ones(raw, monkeypatch, answer, again):
+    recipe = (RECIPE[0], Step("judge"), Step("rank"), Step("shout"))
+    first = run(config(raw, recipe))
+    good, folder = content(first.folder), first.folder.parent
+    assert run(config(raw, recipe)).built is False
+    judged = stage_of(folder, "judge")
+    tasks = len(list((judged / "documents").iterdir()))
+    assert CALLS["collect"] == tasks > 2
+    (judged / "documents" / "000001.jsonl.gz").unlink()
+    monkeypatch.setattr(Judge, "answer", answer)
+    CALLS.clear()
+    result = run(config(raw, recipe))
+    assert result.built
+    assert (CALLS["collect"], CALLS["reduce"]) == (again, again)
+    assert 0 < CALLS["judge"] < 11
+    assert bool(CALLS["shout"]) == bool(again)
+    texts = [document["text"] for document in records(result.folder / "documents")]
+    assert sum("?" in text for text in texts) == again * CALLS["judge"]
+    assert (content(result.folder) == good) == (not again)
+
+
+def test_documents_that_change_under_a_corpus_operation_end_the_run(raw, monkeypatch):
+    recipe = (RECIPE[0], Step("judge"), Step("rank"))
+    made = config(raw, recipe)
+
+    def reduce(self, collected, folder):
+        counts = stage_of(raw.parent / "root/curated/s", "judge") / "counts" / "000001.json"
+        counts.write_text(json.dumps({**json.loads(counts.read_text()), "digest": "other"}))
+
+    monkeypatch.setattr(Rank, "reduce", reduce)
+    monkeypatch.setattr(Rank, "open", lambda *_: (0, collections.defaultdict(int)))
+    with pytest.raises(DataError, match=r"000001\.jsonl\.gz: is not what the first pass of rank has seen"):
+        run(made)
 
 
 @pytest.mark.slow

@@ -1,0 +1,205 @@
+"""What the tasks of a stage leave, where it lies, and whether it still follows from the documents that it was made of.
+
+A task of a stage reads what the same task of the stage before has written. Its counts name that by a digest, so that
+nothing is taken for done that was made of documents that are not there any more: the stage before may have been removed
+and made again by a model that answered otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from davinci_jax.curation.stages import Stage
+from davinci_jax.experiment.curation import CuratedSource
+from davinci_jax.files import write_atomically
+
+REDUCE = "reduce"
+_NOTES = "notes"
+
+
+class Paths(NamedTuple):
+    """Where the files of a stage lie.
+
+    Attributes:
+      folder: of the stage, named by its hash.
+    """
+
+    folder: pathlib.Path
+
+    def documents(self, task: int) -> pathlib.Path:
+        return self.folder / "documents" / f"{task:06d}.jsonl.gz"
+
+    def counts(self, task: int) -> pathlib.Path:
+        return self.folder / "counts" / f"{task:06d}.json"
+
+    def progress(self, task: int) -> pathlib.Path:
+        return self.folder / "progress" / f"{task:06d}"
+
+    def rejects(self, label: str, task: int) -> pathlib.Path:
+        return self.folder / "rejects" / label / f"{task:06d}.jsonl.gz"
+
+    def temporary(self, task: int) -> pathlib.Path:
+        return self.folder / "temporary" / f"{task:06d}.{os.uname().nodename}.{os.getpid()}"
+
+    @property
+    def plan(self) -> pathlib.Path:
+        return self.folder / "plan.jsonl"
+
+    @property
+    def logs(self) -> pathlib.Path:
+        return self.folder / "logs"
+
+
+class CorpusPaths(NamedTuple):
+    """Where the files of the first two passes of a corpus operation lie.
+
+    Attributes:
+      folder: of the operation.
+    """
+
+    folder: pathlib.Path
+
+    def collected(self, task: int) -> pathlib.Path:
+        return self.folder / "collected" / f"{task:06d}"
+
+    def notes(self, of: str) -> pathlib.Path:
+        return self.folder / _NOTES / f"{of}.json"
+
+    @property
+    def reduced(self) -> pathlib.Path:
+        return self.folder / "reduced"
+
+    @property
+    def collect_logs(self) -> pathlib.Path:
+        return self.folder / "logs-collect"
+
+    @property
+    def reduce_logs(self) -> pathlib.Path:
+        return self.folder / "logs-reduce"
+
+
+class StageJob(NamedTuple):
+    """What the steps of a stage share; plain data, so that it travels to other processes.
+
+    Attributes:
+      source: the source.
+      stage: steps, position and hashes; `operations` are left out and built where they run.
+      folder: of the source.
+      tokenizer: file that counts tokens, or `None`.
+    """
+
+    source: CuratedSource
+    stage: Stage
+    folder: pathlib.Path
+    tokenizer: str | None
+
+    @property
+    def paths(self) -> Paths:
+        return Paths(self.folder / self.stage.hash)
+
+    @property
+    def before(self) -> Paths | None:
+        """Of the stage whose documents it reads; `None` where it reads the input."""
+        return Paths(self.folder / self.stage.before) if self.stage.before else None
+
+    @property
+    def corpus(self) -> CorpusPaths | None:
+        """Of the corpus operation that it begins with, if it does."""
+        return CorpusPaths(self.folder / f"corpus-{self.stage.corpus}") if self.stage.corpus else None
+
+
+class Notes(NamedTuple):
+    """What the last pass of a corpus operation must know of one before it.
+
+    Attributes:
+      seconds: that the pass took, for the funnel.
+      failed: see `corpus.remembered`.
+      read: digest of the documents that it was made of.
+    """
+
+    seconds: float
+    failed: dict[int, str]
+    read: str
+
+    def write(self, file: pathlib.Path) -> None:
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, json.dumps(self._asdict()))
+
+    @classmethod
+    def load(cls, file: pathlib.Path) -> Notes | None:
+        """Returns the notes in a file, `None` where none are there that this version can read."""
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            failed = {int(number): why for number, why in fields["failed"].items()}
+            return cls(fields["seconds"], failed, fields["read"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+
+def read_counts(paths: Paths, task: int) -> dict[str, Any] | None:
+    """Returns the counts of a task whose documents are there as it left them, else `None`."""
+    try:
+        counts = json.loads(paths.counts(task).read_text(encoding="utf-8"))
+        same = paths.documents(task).stat().st_size == counts["file_bytes"]
+        return counts if same and {"digest", "read"} <= counts.keys() else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def all_counts(paths: Paths, tasks: int) -> list[dict[str, Any] | None]:
+    """Returns the counts of a stage's tasks, in order."""
+    return [read_counts(paths, task) for task in range(tasks)]
+
+
+def bytes_out(paths: Paths, tasks: int) -> int:
+    """Returns the bytes of the documents of a stage, 0 for tasks that a cluster has still to run."""
+    counts = filter(None, all_counts(paths, tasks))
+    return sum(task["steps"][-1]["bytes_out"] if task["steps"] else task["file_bytes"] for task in counts)
+
+
+def file_digest(file: pathlib.Path) -> str:
+    """Returns 32 hex digits of a file's bytes."""
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()[:32]
+
+
+def joint_digest(digests: Sequence[str | None]) -> str | None:
+    """Returns one digest of those of all tasks in their order, `None` where one is missing."""
+    if None in digests:
+        return None
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
+
+
+def written_before(job: StageJob, tasks: int) -> list[str | None]:
+    """Returns for each task the digest of the documents that the stage before has for it, `None` where it has none.
+
+    The hash of a stage that reads the input covers that: its digests are empty.
+    """
+    if job.before is None:
+        return [""] * tasks
+    return [counts and counts["digest"] for counts in all_counts(job.before, tasks)]
+
+
+def reads(job: StageJob, written: Sequence[str | None]) -> list[str | None]:
+    """Returns for each task the digest of all that decides its documents, given `written_before`.
+
+    In the last pass of a corpus operation that is the documents of all tasks.
+    """
+    return [joint_digest(written)] * len(written) if job.corpus else list(written)
+
+
+def is_done(paths: Paths, task: int, read: str | None) -> bool:
+    """Whether a task has left its documents, made of what there is to read."""
+    counts = read_counts(paths, task)
+    return counts is not None and counts["read"] == read
+
+
+def is_whole(job: StageJob, tasks: int) -> bool:
+    """Whether all tasks of a stage are done."""
+    wanted = reads(job, written_before(job, tasks))
+    return all(is_done(job.paths, task, read) for task, read in enumerate(wanted))
