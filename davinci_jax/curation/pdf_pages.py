@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from davinci_jax.curation.documents import Document
-from davinci_jax.curation.pages import UNREAD
+from davinci_jax.curation.pages import LEFT_OUT, UNREAD
 from davinci_jax.curation.pdf import open_pdf
 from davinci_jax.curation.pipeline import Reject
 from davinci_jax.curation.versions import installed
@@ -31,7 +31,7 @@ class PdfPages:
     why.
 
     Attributes:
-      max_pages: pages that are taken of a file.
+      max_pages: pages that are taken of a file; how many are left out is told in `metadata["pages_left_out"]`.
       max_bytes: a file with more is rejected unread; of its pictures no more is taken either.
       min_pixels, max_pixels: pictures with fewer are ornaments; ones with more are not unpacked.
       max_file_pixels: pixels that are unpacked of a file, all its pages together.
@@ -71,6 +71,7 @@ class PdfPages:
 
     def _pages(self, document: Document, pdf: Any, count: int) -> Iterator[Document]:
         metadata, group = {**document.metadata, "pages": count}, document.group or document.id
+        metadata |= {LEFT_OUT: count - self.max_pages} if count > self.max_pages else {}
         left = _Left(self.max_bytes, self.max_file_pixels)
         for n in range(min(count, self.max_pages)):
             # One picture may be on every page, and unpack to a thousand times its bytes.

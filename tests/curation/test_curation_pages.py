@@ -4,9 +4,13 @@ import asyncio
 import base64
 import dataclasses
 import io
+import random
+import signal
+import subprocess
 import sys
 import zlib
 
+import curated_corpus
 import pypdf
 import pytest
 import scripted_server
@@ -14,6 +18,7 @@ from corpus_passes import run
 from raw_files import scanned_pdf
 from rich.console import Console
 
+from davinci_jax.curation import pages as page_module
 from davinci_jax.curation import pdf_pages
 from davinci_jax.curation.corpus import CorpusOperation
 from davinci_jax.curation.documents import Document, read_documents
@@ -79,7 +84,7 @@ def test_pages_in_any_order_and_any_tasks_become_one_document(tmp_path):
     assert first.text == "text 2\n\ntext 10\n"
     assert (first.licence, first.lineage, first.group) == ("MIT", one[1].lineage, "in/a")
     assert [(name, first.text[a:b]) for name, a, b in first.parts] == [(one[1].id, "text 2"), (one[3].id, "text 10")]
-    absent = [{"page": n, "why": "is not among the pages"} for n in (4, 5, 6, 7, 8, 9, 11, 12)]
+    absent = [{"page": a, "to": b, "why": "is not among the pages"} for a, b in ((4, 9), (11, 12))]
     assert first.metadata == {
         "path": "a", "pages": 12, "pages_missing": [{"page": 3, "why": "truncated"}, *absent],
     }  # fmt: skip
@@ -101,6 +106,93 @@ def test_a_document_none_of_whose_pages_has_text_is_rejected_page_by_page(tmp_pa
     assert kept == [[]]
     none = "no page of its document has text; this one:"
     assert rejects == [("in/a/0001.png", f"{none} endless"), ("in/a/0002.png", f"{none} blank page")]
+
+
+def test_missing_pages_are_told_however_many_where_their_number_is_known(tmp_path):
+    """Of a file of 900 pages 5 were taken, of which one came through."""
+    given = [*pages("in/a", {4: "four"}, pages=900, pages_left_out=895), *pages("in/b", {3: "x", 90: "y"}, pages=5)]
+    ((first, second),), _ = run(JoinPages(), [given], tmp_path)
+    assert first.metadata == {"path": "a", "pages": 900, "pages_missing": [
+        {"page": 1, "to": 3, "why": "is not among the pages"},
+        {"page": 5, "why": "is not among the pages"},
+        {"page": 6, "to": 900, "why": "is not read: its file has more than max_pages"},
+    ]}  # fmt: skip
+    assert second.metadata == {"path": "b", "pages": 2}  # of 5 pages none is page 90
+
+
+def test_a_document_may_lack_a_share_of_its_pages(tmp_path):
+    one, three, two = pages("in/a", {1: "", 2: "two", 4: "four"}, pages=4)
+    given = [unread(one, "truncated"), three, two]
+    ((book,),), _ = run(JoinPages(max_missing=0.5), [given], tmp_path / "half")
+    assert book.metadata["pages"] == 4
+    kept, rejects = run(JoinPages(max_missing=0.4), [given], tmp_path / "less")
+    why = "2 of 4 pages of its document are missing, above a share of 0.4"
+    assert kept == [[]]
+    assert rejects == [
+        (f"in/a/{n:04d}.png", why + more) for n, more in ((1, "; this one: truncated"), (2, ""), (4, ""))
+    ]
+    with pytest.raises(ConfigError, match="max_missing"):
+        JoinPages(max_missing=1.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"max_pages": 2}, "its document has 3 pages, above 2"),
+        ({"max_bytes": 14}, "its document has 15 bytes of text, above 14"),
+    ],
+)
+def test_a_document_has_a_bound_on_its_pages_and_bytes(settings, why, tmp_path, monkeypatch):
+    first, *more = [*pages("in/a", {1: "first", 2: "zweité", 3: "123"}), *pages("in/b", {1: "b"})]
+    (books,), rejects = run(JoinPages(max_pages=3, max_bytes=15), [[first, *more]], tmp_path / "within")
+    assert ([book.id for book in books], rejects) == (["in/a", "in/b"], [])
+    texts, real = [], page_module._read
+    monkeypatch.setattr(page_module, "_read", lambda *place: texts.append(place) or real(*place))
+    kept, rejects = run(JoinPages(**settings), [[first], more], tmp_path / "above")
+    assert [[book.text for book in books] for books in kept] == [[], ["b\n"]]
+    assert rejects == [(f"in/a/{n:04d}.png", why) for n in (1, 2, 3)]
+    assert len(texts) == 2  # the pages of a document that is too large never come together in memory
+
+
+def test_of_two_pages_of_one_number_one_stays_and_the_other_is_told(tmp_path):
+    one, two, three = pages("in/a", {1: "one", 2: "two", 3: ""})
+    given = [dataclasses.replace(page, id=page.id.replace("png", "jpg")) for page in (one, two, three)]
+    given = [three, two, one, given[0], unread(given[1], "truncated"), given[2].with_text("three"), one.with_text("1")]
+    for n, cut in enumerate([(given,), (given[:3], given[3:])]):
+        kept, rejects = run(JoinPages(), cut, tmp_path / str(n))
+        [book] = [book for books in kept for book in books]
+        names = ["in/a/0001.jpg", "in/a/0002.png", "in/a/0003.jpg"]
+        assert [(name, book.text[a:b]) for name, a, b in book.parts] == list(
+            zip(names, ("one", "two", "three"), strict=True)
+        )
+        assert "pages_missing" not in book.metadata
+        other = {"in/a/0003.png": names[2], "in/a/0001.png": names[0], "in/a/0002.jpg": names[1]}
+        told = {id: f"is page {id[8]} of in/a, and so is {stays}" for id, stays in other.items()}
+        assert dict(rejects) == told
+        assert sorted(id for id, _ in rejects) == sorted([*other, "in/a/0001.png"])
+
+
+def test_documents_whose_names_differ_in_marks_alone_stay_apart(tmp_path):
+    names = ["book/1.png", "book/2.png", "book_1.png", "book_2.png", "book-page1.png", "other/1.png"]
+    given = [Document(id=f"in/{name}", text=name, metadata={"path": name}) for name in names]
+    (books,), rejects = run(JoinPages(), [given], tmp_path)
+    assert rejects == []
+    assert {book.id: (book.metadata["path"], len(book.parts)) for book in books} == {
+        "in/book/": ("book/", 2),
+        "in/book_": ("book_", 2),
+        "in/book-page": ("book-page", 1),
+        "in/other": ("other", 1),
+    }
+    assert {book.group for book in books} == {book.id for book in books}
+
+
+def test_no_page_is_lost_where_its_document_cannot_be_made(tmp_path):
+    given = [*pages("in/a", {1: "", 2: "two", 3: "three"}), *pages("in/b", {1: "b"})]
+    given[1] = dataclasses.replace(given[1], metadata={"score": b"no JSON"})
+    (books,), rejects = run(JoinPages(), [given], tmp_path)
+    assert [book.id for book in books] == ["in/b"]
+    why = "its document cannot be made (TypeError: Object of type bytes is not JSON serializable)"
+    assert rejects == [(f"in/a/{n:04d}.png", why) for n in (2, 1, 3)]
 
 
 @pytest.mark.slow
@@ -140,6 +232,73 @@ def test_scanned_pages_come_out_as_one_document(tmp_path):
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(200)
 FULL = (600, 800)
+CONFIG = """
+from davinci_jax.experiment import CuratedSource, CurationConfig, Input, Step
+
+
+def config():
+    recipe = (
+        Step("pdf-pages", max_pages=4),
+        Step("transcribe", endpoint={url!r}, model="m", unread="keep"),
+        Step("join-pages"),
+    )
+    source = CuratedSource(
+        name="s", domain="D", level="L1", inputs=(Input(kind="pdf", path={scans!r}, name="in"),), recipe=recipe
+    )
+    return CurationConfig(root={root!r}, sources=(source,), workers={workers}, task_bytes=1)
+"""
+KILLED = """
+import os, signal, sys
+from rich.console import Console
+from davinci_jax.curation.pages import JoinPages
+from davinci_jax.curation.run import curate
+from davinci_jax.experiment import load_any
+
+JoinPages.reduce = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+curate(load_any(sys.argv[1]), Console(quiet=True))
+"""
+
+
+@pytest.mark.slow
+def test_joined_pages_depend_on_no_number_of_workers_and_no_kill(tmp_path):
+    """From PDF files through the model and back; one run is killed between the collect and the reduce pass.
+
+    Pictures and texts are large enough that each pass gets its two workers.
+    """
+    (tmp_path / "scans").mkdir()
+    for n in range(3):
+        shown = [[(JPEG + bytes(500_000) + bytes([n, page]), *FULL)] for page in range(5)]
+        (tmp_path / f"scans/{n}.pdf").write_bytes(scanned_pdf(*shown[:2], [], *shown[3:]))
+    texts = [" ".join(random.Random(page).choices(curated_corpus.WORDS, k=120_000)) for page in range(4)]
+    with scripted_server.serve(lambda payload, _: f"<PAGE>{texts[base64_end(payload)]}</PAGE>") as server:
+
+        def config(root, workers):
+            file = tmp_path / f"{root}.py"
+            values = {"url": server.url, "scans": str(tmp_path / "scans"), "root": str(tmp_path / root)}
+            file.write_text(CONFIG.format(**values, workers=workers))
+            return file
+
+        one, two = (curated_corpus.run(config(root, n)) for n, root in enumerate(("one", "two"), 1))
+        killed = config("killed", 1)
+        ended = subprocess.run([sys.executable, "-c", KILLED, killed], capture_output=True, check=False)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+        [corpus] = (tmp_path / "killed/curated/s").glob("corpus-*")
+        assert len(list((corpus / "collected").iterdir())) == 3
+        assert not (corpus / "reduced").exists()
+        before, asked = {path: path.stat().st_mtime_ns for path in corpus.rglob("*.jsonl")}, len(server.payloads)
+        continued = curated_corpus.run(killed)
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        assert len(server.payloads) == asked
+    assert curated_corpus.content(one.folder) == curated_corpus.content(two.folder)
+    assert curated_corpus.content(one.folder) == curated_corpus.content(continued.folder)
+    found = [d for file in sorted((one.folder / "documents").iterdir()) for d in read_documents(file)]
+    said = f"{texts[0]}\n\n{texts[1]}\n\n{texts[3]}\n"
+    assert [(book.id, book.text == said) for book in found] == [(f"in/{n}.pdf", True) for n in range(3)]
+    missing = [(run["page"], run["why"]) for run in found[0].metadata["pages_missing"]]
+    assert missing == [
+        (3, "is no picture in PNG, JPEG or WebP"),
+        (5, "is not read: its file has more than max_pages"),
+    ]
 
 
 def divided(raw, **settings):
