@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from davinci_jax.curation.documents import Document
-from davinci_jax.curation.normalise import ngram_hashes, normalise, word_hashes
+from davinci_jax.curation.normalise import ngram_hashes, word_hashes
 from davinci_jax.curation.pipeline import Findings, Reject
 from davinci_jax.errors import ConfigError, DataError
 from davinci_jax.files import version
@@ -31,6 +31,8 @@ MAX_HITS = 5  # hits that are listed of one document
 _SHOWN = 200  # characters of a text in a reason
 _HITS, _COUNTS = "contamination", "contamination_counts"  # of a document's metadata
 _CHUNKS = re.compile(r"\S+")
+_NONE = np.zeros(0, np.uint64)
+_PLACE = np.uint32  # room for 4 billion words of benchmarks
 
 
 class Hit(NamedTuple):
@@ -48,6 +50,18 @@ class Hit(NamedTuple):
     words: int
     document_text: str
     benchmark_text: str
+
+
+class Found(NamedTuple):
+    """What a text shares with benchmarks.
+
+    Attributes:
+      counts: how many hits each benchmark has that has any, a hit being a stretch of words in one record.
+      hits: the first of them, at most `MAX_HITS`.
+    """
+
+    counts: dict[str, int]
+    hits: list[Hit]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +108,8 @@ class Decontaminate:
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         for document in documents:
             found = self._find(document.text)
-            hits = found.get(self.ngram, [])
-            document = self._noted(document, hits or found.get(self.report_ngram, []), found)
+            hits = found[self.ngram].hits if self.ngram in found else []
+            document = self._noted(document, found)
             if hits and self.action == "drop":
                 reject(document, _reason(hits[0]))
             else:
@@ -119,30 +133,30 @@ class Decontaminate:
     def _lengths(self) -> list[int]:
         return sorted({n for n in (self.ngram, self.report_ngram) if n})
 
-    def _find(self, text: str) -> dict[int, list[Hit]]:
-        """Returns the hits of a text for each length of n-grams that has any."""
+    def _find(self, text: str) -> dict[int, Found]:
+        """Returns what is found in a text for each length of n-grams that has any hit."""
         found = {}
         for n in self._lengths:
-            hits = self._index(n).find(text)
-            if not hits:  # nor has it any longer ones
+            shared = self._index(n).find(text)
+            if not shared.hits:  # nor has it any longer ones
                 break
-            found[n] = hits
+            found[n] = shared
         return found
 
-    def _noted(self, document: Document, listed: Sequence[Hit], found: dict[int, list[Hit]]) -> Document:
+    def _noted(self, document: Document, found: dict[int, Found]) -> Document:
         """Returns the document with its hits; those that it came with stay where they are of other benchmarks."""
         counts: dict[str, dict[str, int]] = {}
-        for n, hits in found.items():
-            for hit in hits:
-                row = counts.setdefault(hit.benchmark, {})
-                row[str(n)] = row.get(str(n), 0) + 1
+        for n, shared in found.items():
+            for name, hits in shared.counts.items():
+                counts.setdefault(name, {})[str(n)] = hits
+        listed = (found.get(self.ngram) or found[self.report_ngram]).hits if found else []
         old, rows = _earlier(document)
         if not counts and not rows:
             return document  # also with what a stranger has noted under our names
         kept = [hit for hit in old if hit["benchmark"] not in self._names]
         counts |= {name: row for name, row in rows.items() if name not in self._names}
         metadata = {name: value for name, value in document.metadata.items() if name not in (_HITS, _COUNTS)}
-        noted = {_HITS: [*(hit._asdict() for hit in listed[:MAX_HITS]), *kept], _COUNTS: counts}
+        noted = {_HITS: [*(hit._asdict() for hit in listed), *kept], _COUNTS: counts}
         return dataclasses.replace(document, metadata=metadata | (noted if counts else {}))
 
     def _files(self) -> list[pathlib.Path]:
@@ -163,7 +177,9 @@ class Decontaminate:
 
 
 class NgramIndex:
-    """The n-grams of benchmark records, sorted by hash: 16 bytes each.
+    """The n-grams of benchmark records, sorted by hash; for each the first place in every benchmark that has it.
+
+    12 bytes for an n-gram, 4 for each place of it, and 8 for each word of the records.
 
     Args:
       records: (benchmark, record, text).
@@ -172,60 +188,118 @@ class NgramIndex:
     """
 
     def __init__(self, records: list[tuple[str, str, str]], n: int, normalise_numbers: bool):
-        self._records, self._n, self._normalise_numbers = records, n, normalise_numbers
-        hashes = [ngram_hashes(self._words(text), n) for _, _, text in records]
-        rows = np.repeat(np.arange(len(records)), [len(found) for found in hashes])
-        joined = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
-        self._hashes, first = np.unique(joined, return_index=True)
-        self._rows = rows[first]
+        self._records, self._n, self._known = records, n, word_hashes(normalise_numbers)
+        words = [self._known.of(text) for _, _, text in records]
+        # A word of no text ends each record, so that no run goes on into the next.
+        self._words = np.concatenate([part for own in words for part in (own, np.zeros(1, np.uint64))] or [_NONE])
+        self._ends = np.cumsum([len(own) + 1 for own in words]) - 1
+        self._benchmarks = list(dict.fromkeys(name for name, _, _ in records))
+        numbers = {name: number for number, name in enumerate(self._benchmarks)}
+        self._owners = np.array([numbers[name] for name, _, _ in records], np.int64)  # of records
+        hashes, self._places = self._first_places(words)
+        self._hashes, first = np.unique(hashes, return_index=True)
+        self._entries = np.append(first, len(hashes)).astype(_PLACE)
 
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def find(self, text: str) -> list[Hit]:
-        """Returns the hits of a text, one for each stretch of n-grams and record."""
-        hashes = ngram_hashes(self._words(text), self._n)
+    def find(self, text: str) -> Found:
+        """Returns what a text shares with the records; takes time in proportion to its length, however it repeats."""
+        words = self._known.of(text)
+        hashes = ngram_hashes(words, self._n)
         if not len(hashes) or not len(self._hashes):
-            return []
+            return Found({}, [])
         at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
         found = np.flatnonzero(self._hashes[at] == hashes)
         if not len(found):
-            return []
-        rows = self._rows[at[found]]
-        breaks = np.flatnonzero((np.diff(found) != 1) | (np.diff(rows) != 0)) + 1
-        words = self._spelt(text)
-        stretches = zip(np.split(found, breaks), np.split(rows, breaks), strict=True)
-        return [hit for place, row in stretches for hit in self._hits(text, words, place.tolist(), int(row[0]))]
+            return Found({}, [])
+        counts, stretches = {}, []
+        for owner, ours, theirs in self._shared(words, found, at[found]):
+            own = list(self._joined(words, ours, theirs))
+            counts[self._benchmarks[owner]] = len(own)
+            stretches += own[:MAX_HITS]
+        return Found(counts, self._hits(text, sorted(stretches)[:MAX_HITS]))
 
-    def _words(self, text: str) -> np.ndarray:
-        return word_hashes(self._normalise_numbers).of(text)
+    def _first_places(self, words: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns hashes and places of the n-grams, by hash and benchmark, without what a benchmark repeats."""
+        grams = [ngram_hashes(own, self._n) for own in words]
+        starts = self._ends - [len(own) for own in words]
+        hashes = np.concatenate([*grams, _NONE])
+        places = np.concatenate([start + np.arange(len(own)) for start, own in zip(starts, grams, strict=True)] or [[]])
+        owners = np.repeat(self._owners, [len(own) for own in grams])
+        order = np.lexsort((owners, hashes))  # stable, so that the first place stays the first
+        hashes, owners = hashes[order], owners[order]
+        new = np.ones(len(hashes), bool)
+        new[1:] = (np.diff(hashes) != 0) | (np.diff(owners) != 0)
+        return hashes[new], places[order[new]].astype(_PLACE)
 
-    def _spelt(self, text: str) -> list[tuple[str, int, int]]:
-        """Returns each word in its normal form with the characters [start, end) of the stretch that it stands in."""
-        return [
-            (word, chunk.start(), chunk.end())
-            for chunk in _CHUNKS.finditer(text)
-            for word in normalise(chunk.group(), self._normalise_numbers).split()
-        ]
+    def _shared(
+        self, words: np.ndarray, found: np.ndarray, grams: np.ndarray
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yields benchmark, places in a text and places in the records of the n-grams that they share.
 
-    def _hits(self, text: str, words: list[tuple[str, int, int]], places: list[int], row: int) -> list[Hit]:
-        """Returns the hit of n-grams in a row, or those of each where the record has them in another order."""
-        whole = self._hit(text, words, places[0], places[-1], row)
-        if whole is not None or len(places) == 1:
-            return [whole] if whole else []
-        return [hit for place in places if (hit := self._hit(text, words, place, place, row)) is not None]
+        Args:
+          words: hashes of the text's words.
+          found: int64 [n], places in it.
+          grams: int64 [n], which n-grams of the index have their hashes.
+        """
+        firsts = self._entries[grams].astype(np.int64)
+        times = self._entries[grams + 1] - firsts
+        ours = np.repeat(found, times)
+        entries = np.repeat(firsts - np.cumsum(times) + times, times) + np.arange(len(ours))
+        theirs = self._places[entries].astype(np.int64)
+        owners = self._owners[np.searchsorted(self._ends, theirs)]
+        same = np.ones(len(ours), bool)
+        for k in range(self._n):  # not only the hashes of n-grams
+            same &= words[ours + k] == self._words[theirs + k]
+        for owner in np.unique(owners[same]).tolist():
+            of = same & (owners == owner)
+            yield owner, ours[of], theirs[of]
 
-    def _hit(self, text: str, words: list[tuple[str, int, int]], first: int, last: int, row: int) -> Hit | None:
-        """Returns the hit of the n-grams `first` to `last`, `None` where only hashes agree."""
-        benchmark, record, source = self._records[row]
-        stretch = words[first : last + self._n]
-        theirs = self._spelt(source)
-        wanted, spelt = [word for word, _, _ in stretch], [word for word, _, _ in theirs]
-        for place in range(len(spelt) - len(wanted) + 1):
-            if spelt[place : place + len(wanted)] == wanted:
-                passage = source[theirs[place][1] : theirs[place + len(wanted) - 1][2]]
-                return Hit(benchmark, record, len(wanted), text[stretch[0][1] : stretch[-1][2]], passage)
-        return None
+    def _joined(self, words: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> Iterator[tuple[int, int, int]]:
+        """Yields stretches (start, end, start in the records) that hold all the n-grams, each as long as it can be."""
+        starts = np.append(True, (np.diff(ours) != 1) | (np.diff(theirs) != 1))
+        ends = ours[np.append(starts[1:], True)] + self._n
+        covered = 0
+        for start, end, place in zip(ours[starts].tolist(), ends.tolist(), theirs[starts].tolist(), strict=True):
+            if end <= covered:
+                continue
+            # The n-grams before are of the last stretch, which went further than the run that it began with.
+            skipped = max(covered - self._n + 1 - start, 0)
+            rest = self._words[place + end - start : self._ends[np.searchsorted(self._ends, place)]]
+            covered = end + _agreeing(words[end:], rest)
+            yield start + skipped, covered, place + skipped
+
+    def _hits(self, text: str, stretches: list[tuple[int, int, int]]) -> list[Hit]:
+        """Returns stretches as both texts spell them."""
+        ours = self._passages(text, [(start, end) for start, end, _ in stretches])
+        hits = []
+        for (start, end, place), passage in zip(stretches, ours, strict=True):
+            row = int(np.searchsorted(self._ends, place))
+            benchmark, record, source = self._records[row]
+            first = place - (int(self._ends[row - 1]) + 1 if row else 0)
+            [theirs] = self._passages(source, [(first, first + end - start)])
+            hits.append(Hit(benchmark, record, end - start, passage, theirs))
+        return hits
+
+    def _passages(self, text: str, stretches: list[tuple[int, int]]) -> list[str]:
+        """Returns the text from one word to another, with all that stands in one stretch between blanks with either."""
+        ends = np.cumsum(np.fromiter((len(self._known[chunk]) for chunk in text.split()), np.int64))
+        chunks = [np.searchsorted(ends, (start, end - 1), side="right").tolist() for start, end in stretches]
+        wanted = set(itertools.chain.from_iterable(chunks))
+        spans = {n: chunk.span() for n, chunk in enumerate(_CHUNKS.finditer(text)) if n in wanted}
+        return [text[spans[first][0] : spans[last][1]] for first, last in chunks]
+
+
+def _agreeing(ours: np.ndarray, theirs: np.ndarray) -> int:
+    """Returns with how many equal words both begin, looking no further than twice as far."""
+    done, size = 0, 16
+    while length := min(len(ours) - done, len(theirs) - done, size):
+        differing = np.flatnonzero(ours[done : done + length] != theirs[done : done + length])
+        if len(differing):
+            return done + int(differing[0])
+        done, size = done + length, 2 * size
+    return done
 
 
 def benchmark_files(path: str) -> list[pathlib.Path]:

@@ -1,15 +1,18 @@
 """Benchmark text in documents: planted passages, a plain search, both texts of a hit, and files that are none."""
 
+import collections
 import dataclasses
 import gzip
 import json
 import pathlib
 import random
+import time
 
 import pytest
 
+from davinci_jax.curation import decontaminate
 from davinci_jax.curation.account import Account
-from davinci_jax.curation.decontaminate import Decontaminate, NgramIndex, benchmark_files, read_records
+from davinci_jax.curation.decontaminate import MAX_HITS, Decontaminate, NgramIndex, benchmark_files, read_records
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.funnel import add_steps, summarise
 from davinci_jax.curation.normalise import normalise
@@ -79,8 +82,46 @@ def test_hits_are_those_of_a_plain_search():
             [tuple(w[n : n + 5]) for n in range(len(w) - 4)] for w in (normalise(t, numbers).split() for t in texts)
         ]
         known = {gram for row in grams[:20] for gram in row}
-        assert [bool(index.find(text)) for text in texts] == [not known.isdisjoint(row) for row in grams]
+        assert [bool(index.find(text).hits) for text in texts] == [not known.isdisjoint(row) for row in grams]
         assert len(index) == len(known)
+
+
+def test_hits_cover_all_that_a_benchmark_shares_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(decontaminate, "MAX_HITS", 99)
+    generator = random.Random(4)
+    texts = [" ".join(generator.choices(["Der,", "rot", "Mond", "- ist", "+"], k=40)) for _ in range(90)]
+    records = [(f"b{n % 3}", str(n), text) for n, text in enumerate(texts[:30])]
+    index = NgramIndex(records, 4, False)
+    plain = [normalise(text, False).split() for text in texts]
+    known = {f"b{k}": {tuple(w[n : n + 4]) for w in plain[k:30:3] for n in range(len(w) - 3)} for k in range(3)}
+    assert known["b0"] & known["b1"]
+    for text, spelt in zip(texts[30:], plain[30:], strict=True):
+        found = index.find(text)
+        assert found.counts == collections.Counter(hit.benchmark for hit in found.hits)
+        for hit in found.hits:
+            assert hit.benchmark_text in texts[int(hit.record)]
+            assert hit.document_text in text
+            wanted = normalise(hit.document_text, False).split()
+            assert wanted == normalise(hit.benchmark_text, False).split()
+            assert len(wanted) == hit.words
+        for name, grams in known.items():
+            own = [normalise(hit.document_text, False).split() for hit in found.hits if hit.benchmark == name]
+            covered = collections.Counter(tuple(w[n : n + 4]) for w in own for n in range(len(w) - 3))
+            shared = [gram for n in range(len(spelt) - 3) if (gram := tuple(spelt[n : n + 4])) in grams]
+            assert covered == collections.Counter(shared)  # each in one hit alone
+
+
+@pytest.mark.parametrize(("times", "hits"), [(1, 1600), (20, 85)])
+def test_one_sentence_over_and_over_takes_no_longer_than_another_text(times, hits):
+    sentence = words(random.Random(5), 30)
+    record = f"{words(random.Random(6), 3000)} {f'{sentence} ' * times}"
+    index = NgramIndex([("b", "0", record), ("c", "0", record)], 13, False)
+    started = time.process_time()
+    found = index.find(f"{sentence}. " * 1600)  # 300 kB
+    assert time.process_time() - started < 10  # 0.2 s; with a search of the record for every n-gram more than a minute
+    assert found.counts == {"b": hits, "c": hits}
+    assert len(found.hits) == MAX_HITS
+    assert found.hits[0].document_text == " ".join([f"{sentence}."] * times)
 
 
 def test_a_passage_across_problem_and_solution_is_a_hit(benchmark):
@@ -178,7 +219,30 @@ def test_the_funnel_counts_documents_and_hits_of_each_benchmark(benchmark):
 
 def test_a_record_with_the_same_words_in_another_order_is_a_hit():
     index = NgramIndex([("b", "0", "one two three, and two three four")], 3, False)
-    assert [hit.document_text for hit in index.find("see: one two three four")] == ["one two three", "two three four"]
+    found = index.find("see: one two three four")
+    assert [hit.document_text for hit in found.hits] == ["one two three", "two three four"]
+    assert found.counts == {"b": 2}
+
+
+def test_a_passage_of_two_benchmarks_counts_for_both_and_for_one_record_of_either(benchmark):
+    records, folder = benchmark
+    files = [write(folder, records[:5], "a.jsonl"), write(folder, records[3:], "b.jsonl")]
+    copied = [*records[:5], {**records[3], "id": "copy"}]
+    files.append(write(folder, copied, "c.jsonl"))
+    operation = Decontaminate(benchmarks=tuple(files))
+    [(document, _)] = run(operation, f"{records[3]['question']} and {records[9]['question']}")[1]
+    hits = [(hit["benchmark"], hit["record"]) for hit in document.metadata["contamination"]]
+    assert hits == [("a.jsonl", "3"), ("b.jsonl", "3"), ("c.jsonl", "3"), ("b.jsonl", "9")]
+    counts = document.metadata["contamination_counts"]
+    assert counts == {f"{name}.jsonl": {"13": hits, "20": hits} for name, hits in (("a", 1), ("b", 2), ("c", 1))}
+
+
+def test_a_passage_goes_on_over_words_that_an_earlier_record_has_too():
+    shared = "one two three four"
+    index = NgramIndex([("b", "0", shared), ("b", "1", f"zero {shared} five")], 3, False)
+    [hit] = index.find(f"Zero {shared} five").hits
+    assert (hit.record, hit.words) == ("1", 6)
+    assert [(hit.record, hit.words) for hit in index.find(f"{shared} five").hits] == [("0", 4), ("1", 3)]
 
 
 def test_numbers_tell_problems_of_one_template_apart(tmp_path):
@@ -190,12 +254,10 @@ def test_numbers_tell_problems_of_one_template_apart(tmp_path):
 
 
 def test_equal_hashes_of_other_words_are_no_hit(monkeypatch):
-    from davinci_jax.curation import decontaminate
-
     real = decontaminate.ngram_hashes
     monkeypatch.setattr(decontaminate, "ngram_hashes", lambda found, n: real(found, n) % 4)
     index = NgramIndex([("b", "0", "one two three four five six")], 3, False)
-    assert index.find("seven eight nine ten eleven twelve") == []
+    assert index.find("seven eight nine ten eleven twelve") == ({}, [])
 
 
 def test_every_text_of_a_record_counts_where_no_field_is_named(tmp_path):
