@@ -97,14 +97,15 @@ class JsonlReader(_Reader):
       text: field of the text.
       id: field of the native name; the line's number stands in where it is missing.
       licence: field of the licence.
-      level: field of the Darwin level that a document has already; anything but "L0" to "L9" is metadata.
+      level: field of the Darwin level that a document has already, believed where it is "L0" to "L9"; none unless it
+        is named here: a stranger's "level" says something else, and is metadata.
       max_bytes: bound on a line; a longer one is rejected.
     """
 
     text: str = "text"
     id: str = "id"
     licence: str = "licence"
-    level: str = "level"
+    level: str = ""
     max_bytes: int = MAX_BYTES
     name = "read-jsonl"
 
@@ -140,13 +141,14 @@ class ParquetReader(_Reader):
       text: column of the text.
       id: column of the native name; the row's number stands in where it is missing.
       licence: column of the licence.
-      level: column of the Darwin level that a document has already; anything but "L0" to "L9" is metadata.
+      level: column of the Darwin level that a document has already, believed where it is "L0" to "L9"; none unless it
+        is named here: a stranger's "level" says something else, and is metadata.
     """
 
     text: str = "text"
     id: str = "id"
     licence: str = "licence"
-    level: str = "level"
+    level: str = ""
     name = "read-parquet"
 
     def items(self, place: Place) -> list[Item]:
@@ -280,7 +282,7 @@ def _row(reader: JsonlReader | ParquetReader, name: str, fields: dict[str, Any],
     licence = fields.pop(reader.licence, None)
     if not isinstance(text, str):
         return Acquired(name, refused=f"no text in {reader.text!r}")
-    level = fields.pop(reader.level) if fields.get(reader.level) in LEVELS else "L0"
+    level = fields.pop(reader.level) if reader.level and fields.get(reader.level) in LEVELS else "L0"
     more = fields.pop("metadata", None)
     fields |= more if isinstance(more, dict) else {}
     return Acquired(

@@ -405,6 +405,22 @@ def test_parquet(tmp_path):
     assert list(rejects) == ["in/bad.parquet"]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_the_level_of_a_stranger_is_believed_where_its_field_is_named(kind, tmp_path):
+    rows = [{"id": id, "text": "text", "level": level} for id, level in (("a", "L5"), ("b", "Level 3"))]
+    if kind == "jsonl":
+        (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    outcomes = []
+    for options in ({}, {"level": "level"}):
+        documents, rejects = read(kind, tmp_path, **options)
+        assert rejects == {}
+        outcomes.append({id: (found.level, found.metadata.get("level")) for id, found in documents.items()})
+    assert outcomes[0] == {"in/a": ("L0", "L5"), "in/b": ("L0", "Level 3")}
+    assert outcomes[1] == {"in/a": ("L5", None), "in/b": ("L0", "Level 3")}
+
+
 def test_metadata_that_is_no_json_costs_its_document_alone(tmp_path, monkeypatch):
     columns = {"text": ["one", "two"], "name": pyarrow.array([b"0" * 16, None], pyarrow.uuid())}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")

@@ -4,6 +4,7 @@ import html.parser
 import io
 import json
 import pathlib
+import re
 import zipfile
 
 import pytest
@@ -13,6 +14,7 @@ from davinci_jax.cli import main
 from davinci_jax.curation.cards import read_cards, show_stages, show_tokens
 from davinci_jax.curation.documents import read_documents
 from davinci_jax.curation.origin import find_origin
+from davinci_jax.curation.report import write_report
 from davinci_jax.curation.run import curate
 from davinci_jax.experiment import load_config
 from davinci_jax.experiment.curation import CuratedSource, CurationConfig, Input, Step
@@ -118,6 +120,40 @@ def test_the_report_shows_what_was_found_of_benchmarks_with_both_texts(tmp_path)
     assert passage.upper() in shown
 
 
+def test_two_steps_of_one_operation_show_what_each_has_found(tmp_path):
+    passages = {name: " ".join(f"{name}{n}" for n in range(30)) for name in ("math", "code")}
+    for name, passage in passages.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"id": "r", "problem": passage}) + "\n")
+    texts = enumerate([f"{passages['code']} {passages['math']}", passages["math"], passages["code"]])
+    lines = [json.dumps({"id": n, "text": text}) + "\n" for n, text in texts]
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    given = Input(kind="jsonl", path=str(tmp_path / "in.jsonl"))
+    first, second = (
+        Step("decontaminate", benchmarks=[str(tmp_path / f"{name}.jsonl")], action="report") for name in passages
+    )
+    # Near-duplicates end a stage, so that the steps stand in two of them.
+    recipe = (first, Step("near-duplicates"), second)
+    source = CuratedSource(name="s", domain="D", level="L2", inputs=(given,), recipe=recipe)
+    config = CurationConfig(root=str(tmp_path / "out"), sources=(source,), workers=1)
+    [result] = curate(config, Console(quiet=True))
+
+    def shown():
+        _, one, other = write_report(config).read_text().split("decontaminate: what it found")
+        return [set(re.findall(r"of (\w+)\.jsonl, r, here — in\.jsonl/(\d)", part)) for part in (one, other)]
+
+    assert shown() == [{("math", "0"), ("math", "1")}, {("code", "0"), ("code", "2")}]
+    file = result.folder / "samples/found.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = json.loads((result.folder / "funnel.json").read_text())["steps"]
+    assert {(record["step"], record["found"][0][0][:-3].split()[-1]) for record in records} == {
+        (1, "math.jsonl"), (len(rows) - 1, "code.jsonl"),
+    }  # fmt: skip
+    for record in records:  # as an earlier version wrote them
+        del record["step"]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert [len(part) for part in shown()] == [4, 4]
+
+
 def test_the_level_map_has_levels_sources_and_stages(made):
     config, _, _ = made
     text = (pathlib.Path(config.root) / "curated/report.html").read_text()
@@ -140,7 +176,8 @@ def test_the_level_that_documents_came_with_counts(tmp_path):
     )
 
     def card(name, kind, path, *recipe):
-        given = (Input(kind=kind, path=str(path)),)
+        options = {"level": "level"} if kind == "jsonl" else {}
+        given = (Input(kind=kind, path=str(path), options=options),)
         source = CuratedSource(name=name, domain="D", level="L1", inputs=given, recipe=(*recipe,))
         config = CurationConfig(root=str(tmp_path / "out"), sources=(source,), workers=1)
         [result] = curate(config, Console(quiet=True))
