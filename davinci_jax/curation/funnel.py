@@ -72,6 +72,8 @@ def summarise(rows: Sequence[dict[str, Any]], last: Sequence[dict[str, Any]]) ->
 def write_samples(folder: pathlib.Path, stages: Sequence[Sequence[dict[str, Any]]]) -> None:
     """Writes samples/kept.jsonl, and removed.jsonl, changed.jsonl and found.jsonl with the operation of each.
 
+    Each of these names its row of the funnel as well, since a recipe may have an operation twice.
+
     Args:
       folder: of the source's result.
       stages: counts of the tasks, stage by stage.
@@ -130,10 +132,12 @@ def show_funnel(steps: Sequence[dict[str, Any]]) -> str:
 
 
 def _by_operation(stages: Sequence[Sequence[dict[str, Any]]], name: str) -> Iterator[dict[str, Any]]:
+    before = 0
     for tasks in stages:
         for n, step in enumerate(tasks[0]["steps"]):
             for record in merge_samples([task[name][n] for task in tasks], SAMPLES):
-                yield {"operation": step["operation"], **record}
+                yield {"operation": step["operation"], "step": before + n, **record}
+        before += len(tasks[0]["steps"])
 
 
 def _write(file: pathlib.Path, records: Any) -> None:

@@ -100,12 +100,12 @@ def _source(config: CurationConfig, source: CuratedSource) -> dict[str, Any]:
         "note": source.note,
         "card": read_json(folder / CARD_FILE),
         "tokens_by": funnel["tokens_by"],
-        "steps": [_step(step, largest, found) for step in funnel["steps"]],
+        "steps": [_step(n, step, largest, found) for n, step in enumerate(funnel["steps"])],
         "samples": {name: _lines(folder / "samples" / f"{name}.jsonl") for name in ("kept", "removed", "changed")},
     }
 
 
-def _step(step: dict[str, Any], largest: int, found: list[dict[str, Any]]) -> dict[str, Any]:
+def _step(n: int, step: dict[str, Any], largest: int, found: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns a row of the funnel as the page shows it, with what its operation found."""
     counts = step.get("counts", {})
     return {
@@ -114,7 +114,8 @@ def _step(step: dict[str, Any], largest: int, found: list[dict[str, Any]]) -> di
         "parameters": _short(step["parameters"]),
         "counts": counts,
         "columns": list(dict.fromkeys(column for row in counts.values() for column in row)),
-        "found": [record for record in found if record["operation"] == step["operation"]],
+        # A result of an earlier version names only the operation.
+        "found": [item for item in found if item["operation"] == step["operation"] and item.get("step", n) == n],
     }
 
 
