@@ -118,6 +118,9 @@ def test_the_report_shows_what_was_found_of_benchmarks_with_both_texts(tmp_path)
     assert "15 words in a row of math.jsonl, line 1, here — in.jsonl/1" in shown
     assert passage in shown
     assert passage.upper() in shown
+    assert re.findall(r"<summary>(.*)</summary>", page) == [
+        "Found: 2 documents to read", "Kept: 2 samples", "Removed: 1 sample", "Changed: 0 samples",
+    ]  # fmt: skip
 
 
 def test_two_steps_of_one_operation_show_what_each_has_found(tmp_path):
