@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import logging
+import math
+import pathlib
 import re
+import shlex
+import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 from davinci_jax.curation.documents import Document
-from davinci_jax.curation.pipeline import Reject
+from davinci_jax.curation.pipeline import Reject, is_fatal
+from davinci_jax.curation.processor_time import Allowance, OverTime
 from davinci_jax.curation.versions import installed
 from davinci_jax.errors import ConfigError
 
@@ -26,17 +33,21 @@ class PdfText:
     Attributes:
       max_pages: pages that are read of a file; the rest is left out and told in `metadata["pages_left_out"]`.
       max_bytes: a file with more is rejected unread.
+      max_seconds: of processor time; a file that takes more is rejected. No file should: the work that a small one can
+        make has no end that pypdf would know of.
       min_text_pages: smallest share of pages with text; below it a file counts as scanned and is rejected.
     """
 
     max_pages: int = 3000
     max_bytes: int = 128 * 2**20
+    max_seconds: float = 1800
     min_text_pages: float = 0.5
     name = "pdf-text"
     level = "L1"
 
     def __post_init__(self):
-        if self.max_pages < 1 or self.max_bytes < 1 or not 0 <= self.min_text_pages <= 1:
+        bounds = (self.max_pages, self.max_bytes, self.max_seconds)
+        if min(bounds) <= 0 or not 0 <= self.min_text_pages <= 1:
             raise ConfigError(
                 "pdf-text", dataclasses.asdict(self), "cannot be met", "give positive bounds, a share <= 1"
             )
@@ -51,8 +62,11 @@ class PdfText:
                 continue
             try:
                 pages, count, title = self._pages(document.raw)
+            except OverTime:
+                reject(document, over_time(self.max_seconds))
+                continue
             except Exception as error:  # a damaged file makes the parser raise nearly anything
-                if isinstance(error, (MemoryError, ImportError)):
+                if is_trouble(error):
                     raise
                 reject(document, f"cannot be read as PDF ({type(error).__name__}: {error})"[:300])
                 continue
@@ -67,10 +81,14 @@ class PdfText:
 
     def _pages(self, raw: bytes) -> tuple[list[str], int, str]:
         """Returns the text of each page that is read, "" where there is none, how many there are, and the title."""
-        reader = open_pdf(raw)
-        count = len(reader.pages)
-        pages = [_page_text(reader, number) for number in range(min(count, self.max_pages))]
-        title = reader.metadata.title if reader.metadata else ""
+        allowance, pages = Allowance(self.max_seconds), []
+        with bounded(allowance):
+            reader = open_pdf(raw)
+            count = len(reader.pages)
+            title = reader.metadata.title if reader.metadata else ""
+        for number in range(min(count, self.max_pages)):
+            with bounded(allowance):
+                pages.append(_page_text(reader, number))
         return pages, count, " ".join(str(title or "").split())
 
 
@@ -85,11 +103,38 @@ def open_pdf(raw: bytes) -> Any:
     return reader
 
 
+@contextlib.contextmanager
+def bounded(allowance: Allowance) -> Iterator[None]:
+    """Has pypdf spend of an allowance, and the program that it starts for a stream of JBIG2, which has no bound."""
+    import pypdf
+
+    program = shutil.which("jbig2dec")
+    with contextlib.ExitStack() as stack:
+        if program:
+            file = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()), "jbig2dec")
+            seconds = math.ceil(max(0, allowance.left)) + 1  # so that nothing is left when it is stopped
+            file.write_text(f'#!/bin/sh\nulimit -t {seconds}\nexec {shlex.quote(program)} "$@"\n', encoding="utf-8")
+            file.chmod(0o700)
+            stack.enter_context(pypdf.apply_configuration(jbig2dec_binary=str(file)))
+        stack.enter_context(allowance.spend())
+        yield
+
+
+def is_trouble(error: Exception) -> bool:
+    """Whether an exception is no fault of the file: memory, a disk without room, a package that is not there."""
+    return isinstance(error, MemoryError) or is_fatal(error)
+
+
+def over_time(seconds: float) -> str:
+    """Returns the reason of a file that has used up its time."""
+    return f"takes more than {seconds:g} seconds of processor time"
+
+
 def _page_text(reader: Any, number: int) -> str:
     try:
         text = reader.pages[number].extract_text()
     except Exception as error:  # one bad page does not spoil the others
-        if isinstance(error, MemoryError):
+        if is_trouble(error):
             raise
         return ""
     text = text.encode("utf-8", "replace").decode()

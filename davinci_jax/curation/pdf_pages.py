@@ -10,8 +10,9 @@ from typing import Any
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.pages import LEFT_OUT, UNREAD
-from davinci_jax.curation.pdf import open_pdf
+from davinci_jax.curation.pdf import bounded, is_trouble, open_pdf, over_time
 from davinci_jax.curation.pipeline import Reject
+from davinci_jax.curation.processor_time import Allowance, OverTime
 from davinci_jax.curation.versions import installed
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import checks
@@ -35,6 +36,7 @@ class PdfPages:
       max_bytes: a file with more is rejected unread; of its pictures no more is taken either.
       min_pixels, max_pixels: pictures with fewer are ornaments; ones with more are not unpacked.
       max_file_pixels: pixels that are unpacked of a file, all its pages together.
+      max_seconds: of processor time for a file. None should take it: a small one can make any amount of work.
     """
 
     max_pages: int = 3000
@@ -42,6 +44,7 @@ class PdfPages:
     min_pixels: int = 250_000
     max_pixels: int = 100_000_000
     max_file_pixels: int = 10_000_000_000
+    max_seconds: float = 1800
     name = "pdf-pages"
     level = "L1"
 
@@ -56,51 +59,57 @@ class PdfPages:
             if len(document.raw) > self.max_bytes:
                 reject(document, f"{len(document.raw)} bytes of PDF, above {self.max_bytes}")
                 continue
+            allowance = Allowance(self.max_seconds)
             try:
-                pdf = open_pdf(document.raw)
-                count = len(pdf.pages)
+                with bounded(allowance):
+                    pdf = open_pdf(document.raw)
+                    count = len(pdf.pages)
+            except OverTime:
+                reject(document, over_time(self.max_seconds))
+                continue
             except Exception as error:  # a damaged file makes the parser raise nearly anything
-                if isinstance(error, (MemoryError, ImportError)):
+                if is_trouble(error):
                     raise
                 reject(document, f"cannot be read as PDF ({type(error).__name__}: {error})"[:300])
                 continue
             if not count:
                 reject(document, "has no pages")
                 continue
-            yield from self._pages(document, pdf, count)
+            yield from self._pages(document, pdf, count, _Left(self.max_bytes, self.max_file_pixels, allowance))
 
-    def _pages(self, document: Document, pdf: Any, count: int) -> Iterator[Document]:
+    def _pages(self, document: Document, pdf: Any, count: int, left: _Left) -> Iterator[Document]:
         metadata, group = {**document.metadata, "pages": count}, document.group or document.id
         metadata |= {LEFT_OUT: count - self.max_pages} if count > self.max_pages else {}
-        left = _Left(self.max_bytes, self.max_file_pixels)
         for n in range(min(count, self.max_pages)):
             # One picture may be on every page, and unpack to a thousand times its bytes.
             raw = b"" if left.spent else self._picture(pdf, n, left)
-            known = {**metadata, UNREAD: f"is not read: its file has more {left.spent}"} if left.spent else metadata
+            known = {**metadata, UNREAD: f"is not read: its file {left.spent}"} if left.spent else metadata
             yield document.with_text("", raw=raw, id=f"{document.id}#{n + 1}", group=group, metadata=known)
 
     def _picture(self, pdf: Any, number: int, left: _Left) -> bytes:
         """Returns the picture of a page as JPEG or PNG, b"" where there is none that can be read."""
         try:
-            page = pdf.pages[number]
-            found = [(name, image) for name, image in _images(page) if self._fits(image)]
-            if not found:
-                return b""
-            name, image = max(found, key=lambda item: _pixels(item[1]))
-            if _filter(image) == "/DCTDecode" and not page.rotation:
-                picture = image.get_data()
-            else:
-                picture = _png(page, name) if self._may_unpack(image, left) else b""
+            with bounded(left.allowance):
+                picture = self._largest(pdf.pages[number], left)
             left.bytes -= len(picture)
             return b"" if left.spent else picture
-        except DataError:
-            raise
+        except OverTime:
+            return b""
         except Exception as error:  # one bad page does not spoil the others
-            if isinstance(error, MemoryError):
+            if is_trouble(error):
                 raise
             if type(error).__name__ == "LimitReachedError":  # of pypdf, after as much work as the largest picture is
                 left.pixels -= self.max_pixels
             return b""
+
+    def _largest(self, page: Any, left: _Left) -> bytes:
+        found = [(name, image) for name, image in _images(page) if self._fits(image)]
+        if not found:
+            return b""
+        name, image = max(found, key=lambda item: _pixels(item[1]))
+        if _filter(image) == "/DCTDecode" and not page.rotation:
+            return image.get_data()
+        return _png(page, name) if self._may_unpack(image, left) else b""
 
     def _may_unpack(self, image: Any, left: _Left) -> bool:
         """Whether a picture and its masks are within the bounds; their pixels are taken off what is left."""
@@ -125,11 +134,16 @@ class _Left:
 
     bytes: int
     pixels: int
+    allowance: Allowance
 
     @property
     def spent(self) -> str:
-        """What of it has run out, as a parameter's name; "" for nothing."""
-        return "than max_bytes" if self.bytes < 0 else "than max_file_pixels" if self.pixels < 0 else ""
+        """What of it has run out, by the parameter's name; "" for nothing."""
+        if self.allowance.left <= 0:
+            return "takes more than max_seconds"
+        if self.bytes < 0:
+            return "has more than max_bytes"
+        return "has more than max_file_pixels" if self.pixels < 0 else ""
 
 
 def _images(page: Any) -> Iterator[tuple[str, Any]]:

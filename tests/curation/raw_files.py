@@ -34,6 +34,16 @@ def pdf(*pages, title="", password=None):
     return out.getvalue()
 
 
+def slow_lzw(size):
+    """So many bytes of LZW, of which pypdf takes a second for each megabyte before it finds them damaged."""
+    # Codes of nine bits: "clear the table" and a letter, again and again; at the end two codes that no table has.
+    cleared, damaged = (
+        sum(code << 9 * (7 - n) for n, code in enumerate(codes)).to_bytes(9, "big")
+        for codes in ([256, 65] * 4, [256, 300, 301, 301] * 2)
+    )
+    return cleared * (size // 9) + damaged
+
+
 def scanned_pdf(*pages):
     """A PDF file whose pages show pictures: each a list of (bytes, width, height), JPEG or else eight-bit grey.
 

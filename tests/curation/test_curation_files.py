@@ -1,9 +1,14 @@
 """PDF files, notebooks and source files made here, whole and damaged."""
 
+import io
 import json
+import signal
+import time
 
+import pypdf
 import pytest
-from raw_files import pdf
+from pypdf.generic import DecodedStreamObject, NameObject
+from raw_files import pdf, slow_lzw
 
 from davinci_jax.curation.code import CodeFiles, language_of
 from davinci_jax.curation.documents import Document
@@ -37,6 +42,24 @@ def test_pages_are_bounded_and_told():
     document, _ = run(PdfText(max_pages=2), pdf(["a"], ["b"], ["c"]))
     assert document.text == "a\n\nb"
     assert (document.metadata["pages"], document.metadata["pages_left_out"]) == (3, 1)
+
+
+def test_a_file_has_a_bound_on_its_processor_time():
+    """One stream is the content of 3 pages, and pypdf takes some 10 seconds for each: it is damaged, but at its end."""
+    writer, content = pypdf.PdfWriter(io.BytesIO(pdf(*[["a"]] * 3))), DecodedStreamObject()
+    content.set_data(slow_lzw(10**7))
+    content[NameObject("/Filter")] = NameObject("/LZWDecode")
+    content = writer._add_object(content)
+    for page in writer.pages:
+        page[NameObject("/Contents")] = content
+    out = io.BytesIO()
+    writer.write(out)
+    started = time.process_time()
+    document, why = run(PdfText(max_seconds=0.5), out.getvalue())
+    assert time.process_time() - started < 4
+    assert (document, why) == (None, "takes more than 0.5 seconds of processor time")
+    assert run(PdfText(), pdf(["a"]))[0].text == "a"
+    assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "header", "noise", "locked", "zeros"])

@@ -3,11 +3,14 @@
 import asyncio
 import base64
 import dataclasses
+import errno
 import io
+import os
 import random
 import signal
 import subprocess
 import sys
+import time
 import zlib
 
 import curated_corpus
@@ -15,7 +18,7 @@ import pypdf
 import pytest
 import scripted_server
 from corpus_passes import run
-from raw_files import scanned_pdf
+from raw_files import scanned_pdf, slow_lzw
 from rich.console import Console
 
 from davinci_jax.curation import pages as page_module
@@ -368,16 +371,54 @@ def test_a_file_has_a_bound_on_all_that_its_pages_unpack_to(monkeypatch):
 
 
 def test_a_picture_that_unpacks_without_end_counts_as_the_largest():
-    packed = zlib.compress(bytes(10**8))  # pypdf stops at 75 MB
-    raw = with_pages(scanned_pdf(*[[(packed + bytes([n]), *FULL)] for n in range(3)]), deflated)
+    endless = zlib.compress(bytes(10**8))  # pypdf stops at 75 MB
+    raw = with_pages(
+        scanned_pdf(*[[(endless + bytes([n]), *FULL)] for n in range(3)]), lambda page: packed(page, "/FlateDecode")
+    )
     made = divided(raw, max_pixels=10**6, max_file_pixels=2 * 10**6)
     assert [page.raw for page in made] == [b""] * 3
     assert ["unread" in page.metadata for page in made] == [False, True, True]
 
 
-def deflated(page):
+def test_a_file_has_a_bound_on_its_processor_time():
+    """One picture of 1 MB on 40 pages, which pypdf unpacks anew for each: it is damaged, but at its end."""
+    raw = with_pages(scanned_pdf(*[[(slow_lzw(10**6), *FULL)]] * 40), lambda page: packed(page, "/LZWDecode"))
+    started = time.process_time()
+    made = divided(raw, max_seconds=2.5)
+    assert time.process_time() - started < 5
+    reasons = [page.metadata.get("unread") for page in made]
+    assert reasons[0] is None
+    assert set(reasons[10:]) == {"is not read: its file takes more than max_seconds"}
+    with pytest.raises(ConfigError, match="max_seconds"):
+        PdfPages(max_seconds=0)
+
+
+def test_the_program_for_jbig2_has_a_bound_on_its_processor_time(tmp_path, monkeypatch):
+    """pypdf starts it and waits for as long as it runs."""
+    program = tmp_path / "jbig2dec"
+    program.write_text("#!/bin/sh\nwhile :; do :; done\n")
+    program.chmod(0o700)
+    raw = with_pages(scanned_pdf(*[[(b"picture", *FULL)]] * 3), lambda page: packed(page, "/JBIG2Decode"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    made = divided(raw, max_seconds=1)
+    assert [page.raw for page in made] == [b""] * 3
+    assert {page.metadata["unread"] for page in made} == {"is not read: its file takes more than max_seconds"}
+    program.write_text("#!/bin/sh\nexit 1\n")
+    assert ["unread" in page.metadata for page in divided(raw, max_seconds=1)] == [False] * 3
+
+
+def test_a_full_disk_is_no_fault_of_a_page(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pdf_pages, "_images", full)
+    with pytest.raises(OSError, match="No space left"):
+        divided(scanned_pdf([(JPEG, *FULL)]))
+
+
+def packed(page, name):
     for picture in page["/Resources"]["/XObject"].values():
-        picture.get_object()[pypdf.generic.NameObject("/Filter")] = pypdf.generic.NameObject("/FlateDecode")
+        picture.get_object()[pypdf.generic.NameObject("/Filter")] = pypdf.generic.NameObject(name)
 
 
 def test_the_reason_of_an_unread_page_stays_its_own(tmp_path):
