@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from davinci_jax.curation.documents import CURATED, documents_path
-from davinci_jax.curation.funnel import CARD_FILE, read_json
+from davinci_jax.curation.funnel import read_card
 from davinci_jax.experiment import CuratedSource, CurationConfig, Experiment, Source
 
 ROW = (
@@ -84,14 +84,16 @@ def show_stages(stages: list[str] | tuple[str, ...] | None) -> str:
 
 
 def _curated(folder: pathlib.Path, source: CuratedSource) -> dict[str, Any]:
-    card = read_json(folder / CARD_FILE) or {"tokens_by": "not made yet"}
+    card = read_card(folder) or {"tokens_by": "not made yet"}
     declared = {name: getattr(source, name) for name in ("name", "domain", "level", "stages", "note")}
     return {name: {**card, **declared}.get(name) for name in ROW}
 
 
 def _declared(experiment: Experiment, source: Source) -> dict[str, Any]:
     """Returns the card beside the documents of a source, or what the experiment says of it."""
-    card = read_json(documents_path(experiment.data, source).parent / CARD_FILE)
-    card = card or {"tokens": source.tokens, "tokens_by": "as declared"}
+    card = read_card(documents_path(experiment.data, source).parent) or {
+        "tokens": source.tokens,
+        "tokens_by": "as declared",
+    }
     declared = {name: getattr(source, name) for name in ("name", "domain", "level", "stages")}
     return {name: {**card, **declared}.get(name) for name in ROW}

@@ -26,6 +26,16 @@ _ADDED = (
     "rejected",
     "seconds",
 )
+# What the report and the cards read of each file; one of an earlier version may have less.
+_CARD = {"documents", "tokens", "tokens_by", "level_reached", "licences", "inputs", "recipe", "recipe_hash", "made"}
+_FUNNEL = {"documents", "bytes", "tokens", "tokens_by", "levels", "licences", "steps"}
+_STEP = {"operation", "level", "parameters", *_ADDED}
+_SAMPLED = {
+    "kept": {"id", "text"},
+    "removed": {"id", "text", "operation", "reason"},
+    "changed": {"id", "text", "operation", "before"},
+    "found": {"id", "operation", "found"},
+}
 
 
 def add_steps(counts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -106,9 +116,38 @@ def point(link: pathlib.Path, name: str) -> None:
 def read_json(file: pathlib.Path) -> dict[str, Any] | None:
     """Returns a JSON file of a result, `None` where it is not there or not whole."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return value if isinstance(value, dict) else None
+
+
+def read_card(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the card of a result, `None` where it is not there or not as this version writes it."""
+    card = read_json(folder / CARD_FILE)
+    return card if _has(card, _CARD) else None
+
+
+def read_funnel(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the funnel of a result, `None` where it or samples beside it are not as this version writes them."""
+    funnel = read_json(folder / FUNNEL_FILE)
+    whole = _has(funnel, _FUNNEL) and all(_has(step, _STEP) for step in funnel["steps"])
+    return funnel if whole and all(read_samples(folder, name) is not None for name in _SAMPLED) else None
+
+
+def read_samples(folder: pathlib.Path, name: str) -> list[dict[str, Any]] | None:
+    """Returns samples of a result, `None` where they are not as this version writes them.
+
+    Args:
+      folder: of the result.
+      name: "kept", "removed", "changed" or "found".
+    """
+    try:
+        lines = (folder / "samples" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
+        records = [json.loads(line) for line in lines if line]
+    except (OSError, ValueError):
+        return None
+    return records if all(_has(record, _SAMPLED[name]) for record in records) else None
 
 
 def write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
@@ -142,6 +181,10 @@ def _by_operation(stages: Sequence[Sequence[dict[str, Any]]], name: str) -> Iter
 
 def _write(file: pathlib.Path, records: Any) -> None:
     write_atomically(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def _has(value: Any, fields: set[str]) -> bool:
+    return isinstance(value, dict) and fields <= value.keys()
 
 
 def _whole(value: Any) -> Any:

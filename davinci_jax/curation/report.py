@@ -10,7 +10,7 @@ import jinja2
 
 from davinci_jax.curation.cards import read_cards, show_stages, show_tokens
 from davinci_jax.curation.documents import CURATED
-from davinci_jax.curation.funnel import CARD_FILE, FUNNEL_FILE, read_json
+from davinci_jax.curation.funnel import read_card, read_funnel, read_samples
 from davinci_jax.experiment import CuratedSource, CurationConfig
 from davinci_jax.experiment.data import LEVELS
 from davinci_jax.files import write_atomically
@@ -90,18 +90,17 @@ def _level_map(
 
 def _source(config: CurationConfig, source: CuratedSource) -> dict[str, Any]:
     folder = pathlib.Path(config.root) / CURATED / source.name / "current"
-    funnel = read_json(folder / FUNNEL_FILE) or {"steps": [], "tokens_by": ""}
-    largest = max(
-        [step["bytes_in"] for step in funnel["steps"]] + [step["bytes_out"] for step in funnel["steps"]] + [1]
-    )
-    found = _lines(folder / "samples/found.jsonl")
-    return {
-        "name": source.name,
-        "note": source.note,
-        "card": read_json(folder / CARD_FILE),
-        "tokens_by": funnel["tokens_by"],
+    shown = {"name": source.name, "note": source.note, "folder": str(folder), "made": folder.exists(), "funnel": None}
+    card, funnel = read_card(folder), read_funnel(folder)
+    if card is None or funnel is None:
+        return shown
+    largest = max([1, *(step[name] for step in funnel["steps"] for name in ("bytes_in", "bytes_out"))])
+    found = read_samples(folder, "found")
+    return shown | {
+        "card": card,
+        "funnel": funnel,
         "steps": [_step(n, step, largest, found) for n, step in enumerate(funnel["steps"])],
-        "samples": {name: _lines(folder / "samples" / f"{name}.jsonl") for name in ("kept", "removed", "changed")},
+        "samples": {name: read_samples(folder, name) for name in ("kept", "removed", "changed")},
     }
 
 
@@ -132,9 +131,3 @@ def _facts(cards: list[dict[str, Any]]) -> list[tuple[str, str]]:
 def _short(parameters: dict[str, Any]) -> str:
     text = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in parameters.items())
     return text if len(text) <= 200 else f"{text[:199]}…"
-
-
-def _lines(file: pathlib.Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]

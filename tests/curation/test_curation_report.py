@@ -1,17 +1,19 @@
 """What is shown of a curation: plan, funnel, cards, the report with its level map, and the way back to a file."""
 
+import dataclasses
 import html.parser
 import io
 import json
 import pathlib
 import re
+import shutil
 import zipfile
 
 import pytest
 from rich.console import Console
 
 from davinci_jax.cli import main
-from davinci_jax.curation.cards import read_cards, show_stages, show_tokens
+from davinci_jax.curation.cards import print_cards, read_cards, show_stages, show_tokens
 from davinci_jax.curation.documents import read_documents
 from davinci_jax.curation.origin import find_origin
 from davinci_jax.curation.report import write_report
@@ -172,6 +174,29 @@ def test_the_level_map_has_levels_sources_and_stages(made):
     assert [["●" in cell for cell in cells[10:]] for _, cells in sorted(rows.items())] == [[True, True], [True, False]]
 
 
+@pytest.mark.parametrize("name", ["card.json", "funnel.json", *(f"samples/{n}.jsonl" for n in ("kept", "removed"))])
+def test_a_result_that_lacks_something_is_told_and_written_anew(made, tmp_path, capsys, name):
+    config, _, _ = made
+    shutil.copytree(config.root, tmp_path / "out", symlinks=True)
+    config = dataclasses.replace(config, root=str(tmp_path / "out"), sources=config.sources[:1])
+    folder = tmp_path / "out/curated/web/current"
+    hint = f"remove {folder}/funnel.json"
+    page = write_report(config).read_text()
+    assert hint not in page
+    (folder / name).unlink()
+    for text in (None, "{}", '{"name": 1}', '{"id', "3", "[]"):
+        if text:
+            (folder / name).write_text(text)
+        assert hint in write_report(config).read_text()
+        print_cards(config)
+        assert ("not made yet" in capsys.readouterr().out) == (name == "card.json")
+    if "samples" in name:
+        (folder / "funnel.json").unlink()
+    curate(config, Console(quiet=True))
+    again = (tmp_path / "out/curated/report.html").read_text()
+    assert re.sub("made 20[^;]*", "", again) == re.sub("made 20[^;]*", "", page)
+
+
 def test_the_level_that_documents_came_with_counts(tmp_path):
     levels = {"a": "L4", "b": "L5", "c": "Level 3", "d": None}
     (tmp_path / "given.jsonl").write_text(
@@ -226,8 +251,6 @@ def test_cards_say_what_table_2_says(made, capsys, tmp_path):
 
 def test_a_card_follows_what_the_config_declares(made):
     config, results, _ = made
-    import dataclasses
-
     declared = dataclasses.replace(config.sources[0], note="another note", level="L2")
     [result] = curate(dataclasses.replace(config, sources=(declared,)), Console(quiet=True))
     assert not result.built
