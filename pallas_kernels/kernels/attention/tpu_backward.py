@@ -58,19 +58,6 @@ def backward(
         q_positions = kv_positions = None
     first, last = block_lists.intervals(spec, batch, queries, keys, q_segments, kv_segments, by_position)
     span = keys_at_once(units, config)
-    if keys <= span:
-        blocks = block_lists.block_list(
-            spec,
-            first,
-            last,
-            keys,
-            config.block_q,
-            config.block_kv,
-            q_positions=q_positions,
-            kv_positions=kv_positions,
-            flush=True,
-        )
-        return _call(q, k, v, lse, delta, dout, spec, blocks, q_positions, kv_positions, config, units, q.dtype)
     sums, parts = 0.0, []
     for start in range(0, keys, span):
         part = slice(start, min(start + span, keys))
@@ -87,21 +74,11 @@ def backward(
             key_offset=start,
             flush=True,
         )
-        dq, *dkv = _call(
-            q,
-            k[:, part],
-            v[:, part],
-            lse,
-            delta,
-            dout,
-            spec,
-            blocks,
-            q_positions,
-            key_positions,
-            config,
-            units,
-            jnp.float32,
-        )
+        positions = None if q_positions is None else (q_positions, key_positions)
+        if keys <= span:
+            return _call(q, k, v, lse, delta, dout, spec, blocks, positions, config, units, q.dtype)
+        keys_of, values_of = k[:, part], v[:, part]
+        dq, *dkv = _call(q, keys_of, values_of, lse, delta, dout, spec, blocks, positions, config, units, jnp.float32)
         sums, parts = sums + dq, [*parts, dkv]
     return sums.astype(q.dtype), *(jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
 
@@ -112,71 +89,18 @@ def keys_at_once(units: tpu_heads.Units, config: BackwardConfig) -> int:
     return max(vmem_limit() // 2 // per_key // config.block_kv, 1) * config.block_kv
 
 
-def _call(q, k, v, lse, delta, dout, spec, blocks, q_positions, kv_positions, config, units, dq_dtype):
-    batch, queries, _, size = q.shape
-    keys = k.shape[1]
-    height = blocks.rows_per_batch
-    bq, bk, n, g = config.block_q, config.block_kv, units.q.block, units.kv_heads
-    cols = math.ceil(keys / bk)
-    positions = (q_positions, kv_positions) if q_positions is not None else None
-
-    def query_block(row, step):  # that of the last block in FLUSH entries
-        return jnp.minimum(row[step] % height, height - 2)
-
-    def at_q(unit, step, row, *_):
-        return row[step] // height, query_block(row, step), unit
-
-    def at_kv(unit, step, row, col, *_):
-        return row[step] // height, col[step], units.kv_block(unit)
-
-    def at_flush(step, row, col):
-        return row[step] // height, jnp.where(row[step] % height == height - 1, col[step], 0)
-
-    def row_spec(rows, block, along_q):
-        def index(unit, step, row, col, flags):
-            return row[step] // height, 0, query_block(row, step) if along_q else col[step]
-
-        return pl.BlockSpec((1, rows, block), index)
-
-    def statistic(x):
-        shape = pl.BlockSpec((1, 1, n, bq), lambda u, t, row, *_: (row[t] // height, u, 0, query_block(row, t)))
-        return x.reshape(batch, units.count, n, queries), shape
-
-    inputs = [
-        (units.q.array(q), units.q.spec(bq, at_q)),
-        (units.q.array(dout), units.q.spec(bq, at_q)),
-        (units.kv.array(k), units.kv.spec(bk, at_kv)),
-        (units.kv.array(v), units.kv.spec(bk, at_kv)),
-        statistic(lse),
-        statistic(delta),
-    ]
-    if blocks.bounds is not None:
-        inputs.append((jnp.asarray(blocks.bounds), row_spec(2, bq, True)))
-    if positions:
-        inputs.append((q_positions[:, None], row_spec(1, bq, True)))
-        inputs.append((kv_positions[:, None], row_spec(1, bk, False)))
-
+def _call(q, k, v, lse, delta, dout, spec, blocks, positions, config, units, dq_dtype):
+    """The gradients of q, in `dq_dtype`, and of k and v, which fit in vector memory."""
+    batch, queries, keys = q.shape[0], q.shape[1], k.shape[1]
+    inputs = _inputs(q, k, v, lse, delta, dout, blocks, positions, config, units)
     # Units that read the same key head each give a part of its gradient.
-    sharers = max(1, units.ratio // n)
-    whole = tpu_heads.HeadBlocks.of(units.kv.heads, size, g, k.dtype, exact=True) if sharers == 1 else None
-    if whole:
-        kv_spec = whole.spec(bk, lambda u, t, row, col, *_: (*at_flush(t, row, col), u))
-        kv_shape = partition.out_struct(whole.shape(batch, keys), k.dtype, q, k, v, dout)
-    else:
-        kv_spec = pl.BlockSpec((1, 1, bk, g * size), lambda u, t, row, col, *_: (u, *at_flush(t, row, col), 0))
-        shape = (units.count, batch, keys, g * size)
-        kv_shape = partition.out_struct(shape, jnp.float32 if sharers > 1 else k.dtype, q, k, v, dout)
-
-    accumulators = [pltpu.VMEM((n, size, bq), jnp.float32)] + [pltpu.VMEM((cols, g, size, bk), jnp.float32)] * 2
-    scratch = [
-        *[pltpu.VMEM((n, size, bq), q.dtype)] * 2,
-        pltpu.VMEM((g, bk, size), q.dtype),
-        pltpu.VMEM((g, size, bk), q.dtype),
-        pltpu.VMEM((g, bk, size), q.dtype),
-        *[pltpu.VMEM((n, 1, bq), jnp.float32)] * 2,
-        *accumulators,
-        *([pltpu.VMEM((bk, 128), jnp.int32)] if positions else []),
-    ]
+    sharers = max(1, units.ratio // units.q.block)
+    whole = None
+    if sharers == 1:
+        whole = tpu_heads.HeadBlocks.of(units.kv.heads, q.shape[3], units.kv_heads, k.dtype, exact=True)
+    shape, dtype, kv_spec = _gradient_of_keys(k, blocks, config, units, whole, sharers)
+    dq_shape = partition.out_struct(units.q.shape(batch, queries), dq_dtype, q, k, v, dout)
+    kv_shape = partition.out_struct(shape, dtype, q, k, v, dout)
     dq, dk, dv = pl.pallas_call(
         functools.partial(
             _kernel,
@@ -185,28 +109,103 @@ def _call(q, k, v, lse, delta, dout, spec, blocks, q_positions, kv_positions, co
             units=units,
             whole=whole,
             kinds=blocks.kinds,
-            height=height,
+            height=blocks.rows_per_batch,
             has_bounds=blocks.bounds is not None,
-            has_positions=bool(positions),
-            short_q=queries % bq and queries,
-            short_kv=keys % bk and keys,
+            has_positions=positions is not None,
+            short_q=queries % config.block_q and queries,
+            short_kv=keys % config.block_kv and keys,
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(units.count, blocks.count),
             in_specs=[spec for _, spec in inputs],
-            out_specs=[units.q.spec(bq, at_q), kv_spec, kv_spec],
-            scratch_shapes=scratch,
+            out_specs=[units.q.spec(config.block_q, _at_q(blocks.rows_per_batch)), kv_spec, kv_spec],
+            scratch_shapes=_scratch(q, k, config, units, positions is not None),
         ),
-        out_shape=[partition.out_struct(units.q.shape(batch, queries), dq_dtype, q, k, v, dout), kv_shape, kv_shape],
+        out_shape=[dq_shape, kv_shape, kv_shape],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_limit()
         ),
         name="attention_backward",
     )(*map(jnp.asarray, (blocks.rows, blocks.cols, blocks.flags)), *(x for x, _ in inputs))
     if not whole:
-        dk, dv = (_joined(x, sharers, g, k) for x in (dk, dv))
+        dk, dv = (_joined(x, sharers, units.kv_heads, k) for x in (dk, dv))
     return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
+
+
+def _inputs(q, k, v, lse, delta, dout, blocks, positions, config, units) -> list[tuple[jax.Array, pl.BlockSpec]]:
+    """Arrays of the kernel, and which block of them a step reads."""
+    batch, queries, height, n = q.shape[0], q.shape[1], blocks.rows_per_batch, units.q.block
+    bq, bk, at_q = config.block_q, config.block_kv, _at_q(height)
+
+    def at_kv(unit, step, row, col, *_):
+        return row[step] // height, col[step], units.kv_block(unit)
+
+    def at_statistic(unit, step, row, *_):
+        return row[step] // height, unit, 0, _query_block(row, step, height)
+
+    def along_q(unit, step, row, *_):
+        return row[step] // height, 0, _query_block(row, step, height)
+
+    def along_kv(unit, step, row, col, *_):
+        return row[step] // height, 0, col[step]
+
+    def statistic(x):
+        return x.reshape(batch, units.count, n, queries), pl.BlockSpec((1, 1, n, bq), at_statistic)
+
+    found = [
+        (units.q.array(q), units.q.spec(bq, at_q)),
+        (units.q.array(dout), units.q.spec(bq, at_q)),
+        (units.kv.array(k), units.kv.spec(bk, at_kv)),
+        (units.kv.array(v), units.kv.spec(bk, at_kv)),
+        statistic(lse),
+        statistic(delta),
+    ]
+    if blocks.bounds is not None:
+        found.append((jnp.asarray(blocks.bounds), pl.BlockSpec((1, 2, bq), along_q)))
+    if positions:
+        found.append((positions[0][:, None], pl.BlockSpec((1, 1, bq), along_q)))
+        found.append((positions[1][:, None], pl.BlockSpec((1, 1, bk), along_kv)))
+    return found
+
+
+def _query_block(row, step, height: int):
+    """The block of queries of a step within its row of the batch; in FLUSH entries that of the last one."""
+    return jnp.minimum(row[step] % height, height - 2)
+
+
+def _at_q(height: int):
+    return lambda unit, step, row, *_: (row[step] // height, _query_block(row, step, height), unit)
+
+
+def _gradient_of_keys(k, blocks, config, units, whole, sharers: int):
+    """Shape and dtype of the gradient of keys or values as the kernel writes it, and which block a step writes."""
+    batch, keys, _, size = k.shape
+    height, bk, g = blocks.rows_per_batch, config.block_kv, units.kv_heads
+
+    def at_flush(step, row, col):
+        return row[step] // height, jnp.where(row[step] % height == height - 1, col[step], 0)
+
+    if whole:
+        spec = whole.spec(bk, lambda u, t, row, col, *_: (*at_flush(t, row, col), u))
+        return whole.shape(batch, keys), k.dtype, spec
+    spec = pl.BlockSpec((1, 1, bk, g * size), lambda u, t, row, col, *_: (u, *at_flush(t, row, col), 0))
+    return (units.count, batch, keys, g * size), jnp.float32 if sharers > 1 else k.dtype, spec
+
+
+def _scratch(q, k, config, units, by_position: bool) -> list[pltpu.VMEM]:
+    bq, bk, n, g, size = config.block_q, config.block_kv, units.q.block, units.kv_heads, q.shape[3]
+    cols = math.ceil(k.shape[1] / bk)
+    return [
+        *[pltpu.VMEM((n, size, bq), q.dtype)] * 2,
+        pltpu.VMEM((g, bk, size), q.dtype),
+        pltpu.VMEM((g, size, bk), q.dtype),
+        pltpu.VMEM((g, bk, size), q.dtype),
+        *[pltpu.VMEM((n, 1, bq), jnp.float32)] * 2,
+        pltpu.VMEM((n, size, bq), jnp.float32),
+        *[pltpu.VMEM((cols, g, size, bk), jnp.float32)] * 2,
+        *([pltpu.VMEM((bk, 128), jnp.int32)] if by_position else []),
+    ]
 
 
 def _joined(parts, sharers: int, together: int, like):

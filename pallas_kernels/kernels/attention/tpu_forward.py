@@ -62,45 +62,8 @@ def forward(
         q_positions=q_positions if by_position else None,
         kv_positions=kv_positions if by_position else None,
     )
-    rows = blocks.rows_per_batch
-
-    def at_q(unit, step, row, *_):
-        return row[step] // rows, row[step] % rows, unit
-
-    def at_kv(unit, step, row, col, *_):
-        return row[step] // rows, col[step], units.kv_block(unit)
-
-    def row_spec(height, block, index):
-        return pl.BlockSpec((1, height, block), index)
-
-    def along_q(unit, step, row, *_):
-        return row[step] // rows, 0, row[step] % rows
-
-    def along_kv(unit, step, row, col, *_):
-        return row[step] // rows, 0, col[step]
-
-    bq, bk = config.block_q, config.block_kv
-    inputs = [
-        (units.q.array(q), units.q.spec(bq, at_q)),
-        (units.kv.array(k), units.kv.spec(bk, at_kv)),
-        (units.kv.array(v), units.kv.spec(bk, at_kv)),
-    ]
-    if blocks.bounds is not None:
-        inputs.append((jnp.asarray(blocks.bounds), row_spec(2, bq, along_q)))
-    if positions:
-        inputs.append((q_positions[:, None], row_spec(1, bq, along_q)))
-        inputs.append((kv_positions[:, None], row_spec(1, bk, along_kv)))
-    n, g = units.q.block, units.kv_heads
-    scratch = [
-        pltpu.VMEM((n, bq, size), q.dtype),
-        pltpu.VMEM((g, bk, size), q.dtype),
-        pltpu.VMEM((g, size, bk), q.dtype),
-        pltpu.VMEM((n, 1, bq), jnp.float32),
-        pltpu.VMEM((n, 1, bq), jnp.float32),
-        pltpu.VMEM((n, size, bq), jnp.float32),
-        *([pltpu.VMEM((bk, 128), jnp.int32)] if positions else []),
-    ]
-    lse_shape = (batch, units.count, n, queries)
+    inputs = _inputs(q, k, v, blocks, positions, config, units)
+    outputs = _outputs(q, k, v, blocks, config, units)
     out, lse = pl.pallas_call(
         functools.partial(
             _kernel,
@@ -109,29 +72,84 @@ def forward(
             units=units,
             kinds=blocks.kinds,
             has_bounds=blocks.bounds is not None,
-            has_positions=bool(positions),
-            short=keys % bk and keys,
+            has_positions=by_position,
+            short=keys % config.block_kv and keys,
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(units.count, blocks.count),
             in_specs=[spec for _, spec in inputs],
-            out_specs=[
-                units.q.spec(bq, at_q),
-                pl.BlockSpec((1, 1, n, bq), lambda u, t, row, *_: (row[t] // rows, u, 0, row[t] % rows)),
-            ],
-            scratch_shapes=scratch,
+            out_specs=[spec for _, spec in outputs],
+            scratch_shapes=_scratch(q, config, units, by_position),
         ),
-        out_shape=[
-            partition.out_struct(units.q.shape(batch, queries), q.dtype, q, k, v),
-            partition.out_struct(lse_shape, jnp.float32, q, k, v),
-        ],
+        out_shape=[shape for shape, _ in outputs],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_limit()
         ),
         name="attention_forward",
     )(*map(jnp.asarray, (blocks.rows, blocks.cols, blocks.flags)), *(x for x, _ in inputs))
     return out.reshape(q.shape), lse.reshape(batch, heads, queries)
+
+
+def _inputs(q, k, v, blocks, positions, config, units) -> list[tuple[jax.Array, pl.BlockSpec]]:
+    """Arrays of the kernel, and which block of them a step reads."""
+    rows, bq, bk = blocks.rows_per_batch, config.block_q, config.block_kv
+
+    def at_kv(unit, step, row, col, *_):
+        return row[step] // rows, col[step], units.kv_block(unit)
+
+    def along_q(unit, step, row, *_):
+        return row[step] // rows, 0, row[step] % rows
+
+    def along_kv(unit, step, row, col, *_):
+        return row[step] // rows, 0, col[step]
+
+    found = [
+        (units.q.array(q), units.q.spec(bq, _at_q(rows))),
+        (units.kv.array(k), units.kv.spec(bk, at_kv)),
+        (units.kv.array(v), units.kv.spec(bk, at_kv)),
+    ]
+    if blocks.bounds is not None:
+        found.append((jnp.asarray(blocks.bounds), pl.BlockSpec((1, 2, bq), along_q)))
+    if positions:
+        found.append((positions[0][:, None], pl.BlockSpec((1, 1, bq), along_q)))
+        found.append((positions[1][:, None], pl.BlockSpec((1, 1, bk), along_kv)))
+    return found
+
+
+def _outputs(q, k, v, blocks, config, units) -> list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]]:
+    """Results of the kernel, and which block of them a step writes: the output and its log-sum-exp."""
+    batch, queries, rows, n = q.shape[0], q.shape[1], blocks.rows_per_batch, units.q.block
+
+    def at_lse(unit, step, row, *_):
+        return row[step] // rows, unit, 0, row[step] % rows
+
+    lse_shape = (batch, units.count, n, queries)
+    return [
+        (
+            partition.out_struct(units.q.shape(batch, queries), q.dtype, q, k, v),
+            units.q.spec(config.block_q, _at_q(rows)),
+        ),
+        (partition.out_struct(lse_shape, jnp.float32, q, k, v), pl.BlockSpec((1, 1, n, config.block_q), at_lse)),
+    ]
+
+
+def _at_q(rows: int):
+    """Index of the block of queries of a step, of which a row of the batch has so many."""
+    return lambda unit, step, row, *_: (row[step] // rows, row[step] % rows, unit)
+
+
+def _scratch(q, config, units, by_position: bool) -> list[pltpu.VMEM]:
+    bq, bk, n, g, size = config.block_q, config.block_kv, units.q.block, units.kv_heads, q.shape[3]
+    return [
+        pltpu.VMEM((n, bq, size), q.dtype),
+        pltpu.VMEM((g, bk, size), q.dtype),
+        pltpu.VMEM((g, size, bk), q.dtype),
+        pltpu.VMEM((n, 1, bq), jnp.float32),
+        pltpu.VMEM((n, 1, bq), jnp.float32),
+        pltpu.VMEM((n, size, bq), jnp.float32),
+        *([pltpu.VMEM((bk, 128), jnp.int32)] if by_position else []),
+    ]
 
 
 def vmem_limit() -> int:
