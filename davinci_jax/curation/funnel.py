@@ -26,8 +26,12 @@ _ADDED = (
     "rejected",
     "seconds",
 )
-# What the report and the cards read of each file; one of an earlier version may have less.
-_CARD = {"documents", "tokens", "tokens_by", "level_reached", "licences", "inputs", "recipe", "recipe_hash", "made"}
+# What is read of each file; one of an earlier version may have less.
+_CARD = {
+    *("name", "domain", "level", "level_reached", "documents", "tokens", "tokens_by", "licences"),
+    *("inputs", "recipe", "recipe_hash", "made"),
+}
+_INPUT = {"kind", "label", "path", "licence", "options"}
 _FUNNEL = {"documents", "bytes", "tokens", "tokens_by", "levels", "licences", "steps"}
 _STEP = {"operation", "level", "parameters", *_ADDED}
 _SAMPLED = {
@@ -125,7 +129,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any] | None:
 def read_card(folder: pathlib.Path) -> dict[str, Any] | None:
     """Returns the card of a result, `None` where it is not there or not as this version writes it."""
     card = read_json(folder / CARD_FILE)
-    return card if _has(card, _CARD) else None
+    return card if _has(card, _CARD) and all(_has(given, _INPUT) for given in card["inputs"]) else None
 
 
 def read_funnel(folder: pathlib.Path) -> dict[str, Any] | None:

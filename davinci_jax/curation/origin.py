@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from davinci_jax.curation.documents import Document
-from davinci_jax.curation.funnel import CARD_FILE, read_json
+from davinci_jax.curation.funnel import read_card
 from davinci_jax.curation.inputs import Acquired, stamp
 from davinci_jax.curation.places import Place
 from davinci_jax.curation.registry import build_reader
@@ -42,8 +42,8 @@ def find_origin(documents: pathlib.Path, lineage: Sequence[dict[str, Any]]) -> O
     if not acquired:
         return None
     record = _fields(lineage[acquired[-1]])
-    card = read_json(documents.resolve().parent / CARD_FILE) or {}
-    given = next((item for item in card.get("inputs", ()) if item["label"] == record["input"]), None)
+    card = read_card(documents.resolve().parent) or {"inputs": ()}
+    given = next((item for item in card["inputs"] if item["label"] == record["input"]), None)
     if given is None:
         name = f"{record['input']}/{record.get('native', record['file'])}"
         return Origin(name, "no card beside the documents says where that lies", record)

@@ -272,6 +272,18 @@ def test_every_document_leads_back_to_its_file(made):
     assert find_origin(result.folder / "documents", [{"operation": "mine", "level": "L3"}]) is None
 
 
+def test_a_card_of_an_earlier_version_leads_to_no_file(made, tmp_path):
+    config, _, _ = made
+    shutil.copytree(config.root, tmp_path / "out", symlinks=True)
+    folder = (tmp_path / "out/curated/web/current").resolve()
+    card = json.loads((folder / "card.json").read_text())
+    document = next(iter(read_documents(folder / "documents/000000.jsonl.gz")))
+    assert find_origin(folder / "documents", document.lineage).state == "unchanged"
+    del card["inputs"][0]["licence"]
+    (folder / "card.json").write_text(json.dumps(card))
+    assert find_origin(folder / "documents", document.lineage).state.startswith("no card beside")
+
+
 def test_a_file_that_changed_or_went_is_told(made, tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()
