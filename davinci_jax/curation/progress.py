@@ -27,9 +27,10 @@ def show_prepared(prepared: Prepared, whole: Sequence[bool], console: Console) -
     """Prints the files of a source and its stages: what is there, what will be computed."""
     source, plan = prepared.source, prepared.plan
     tasks = "1 task" if len(plan.tasks) == 1 else f"{len(plan.tasks):,} tasks"
+    files = "1 file" if plan.files == 1 else f"{plan.files:,} files"
     console.print(
         f"[bold]{source.name}[/]  {source.domain}, {source.level} as declared; "
-        f"{plan.files:,} files, {plan.bytes / 1e6:,.1f} MB in {tasks}; recipe {prepared.result.name}",
+        f"{files}, {plan.bytes / 1e6:,.1f} MB in {tasks}; recipe {prepared.result.name}",
         highlight=False,
         soft_wrap=True,
     )

@@ -176,7 +176,7 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
             highlight=False,
         )
         return None
-    known = funnels.read_json(prepared.result / funnels.FUNNEL_FILE)
+    known = funnels.read_funnel(prepared.result)
     if known is None or built:
         known = _finish(prepared, [all_counts(job.paths, tasks) for job in jobs])
     _write_card(prepared, known)

@@ -137,7 +137,7 @@ class Notes(NamedTuple):
             fields = json.loads(file.read_text(encoding="utf-8"))
             failed = {int(number): why for number, why in fields["failed"].items()}
             return cls(fields["seconds"], failed, fields["read"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
 
@@ -147,7 +147,7 @@ def read_counts(paths: Paths, task: int) -> dict[str, Any] | None:
         counts = json.loads(paths.counts(task).read_text(encoding="utf-8"))
         same = paths.documents(task).stat().st_size == counts["file_bytes"]
         return counts if same and {"digest", "read"} <= counts.keys() else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -317,7 +317,7 @@ def test_trouble_with_files_in_a_corpus_operation_stops_the_run(raw, fails):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("missing", ["documents", "counts", "completions", "collected", "notes", "reduced"])
+@pytest.mark.parametrize("missing", ["documents", "counts", "completions", "collected", "notes", "reduced", "sense"])
 def test_what_a_kill_left_undone_is_done(raw, missing):
     first = run(config(raw))
     good, folder = content(first.folder), first.folder.parent
@@ -335,6 +335,9 @@ def test_what_a_kill_left_undone_is_done(raw, missing):
     elif missing == "notes":
         for file in [*corpus.glob("notes/*"), first.folder / "counts" / "000000.json"]:
             file.unlink()
+    elif missing == "sense":
+        for number, file in enumerate([*corpus.glob("notes/*"), *first.folder.glob("counts/*")]):
+            file.write_text(("[]", "{}", "3", '{"failed": 3}')[number % 4])
     elif missing == "reduced":  # killed between the first pass and the second
         shutil.rmtree(corpus / "reduced")
         shutil.rmtree(first.folder / "counts")

@@ -190,8 +190,6 @@ def test_a_result_that_lacks_something_is_told_and_written_anew(made, tmp_path, 
         assert hint in write_report(config).read_text()
         print_cards(config)
         assert ("not made yet" in capsys.readouterr().out) == (name == "card.json")
-    if "samples" in name:
-        (folder / "funnel.json").unlink()
     curate(config, Console(quiet=True))
     again = (tmp_path / "out/curated/report.html").read_text()
     assert re.sub("made 20[^;]*", "", again) == re.sub("made 20[^;]*", "", page)
