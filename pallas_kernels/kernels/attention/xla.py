@@ -75,8 +75,7 @@ def backward(q, k, v, lse, delta, dout, *, spec: AttentionSpec, q_segments, kv_s
     groups, dtype = k.shape[2], q.dtype
     q, dout, k, v = _grouped(q, groups), _grouped(dout, groups), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     lse, delta = (x.reshape(*q.shape[:4])[:, :, None] for x in (lse, delta))
-    dqs = []
-    dk, dv = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    dqs, dk, dv = [], None, None
     for rows, keys in _chunks(spec, q.shape[3], k.shape[2], q_positions is not None)[::-1]:
         q_rows, dout_rows = q[:, :, :, rows], dout[:, :, :, rows]
         scores, slope = _scores(spec, einsum("bgsk,bgrqk->bgsrq", k[:, :, keys], q_rows))
@@ -87,15 +86,18 @@ def backward(q, k, v, lse, delta, dout, *, spec: AttentionSpec, q_segments, kv_s
         dweights = einsum("bgsk,bgrqk->bgsrq", v[:, :, keys], dout_rows)
         dscores = (weights * (dweights - delta[..., rows]) * slope).astype(dtype)
         dqs.append(einsum("bgsk,bgsrq->bgkrq", k[:, :, keys], dscores).astype(dtype))
-        dk = _add(dk, keys, einsum("bgsrq,bgrqk->bgsk", dscores, q_rows))
-        dv = _add(dv, keys, einsum("bgsrq,bgrqk->bgsk", weights.astype(dtype), dout_rows))
+        dk = _sum(dk, keys, einsum("bgsrq,bgrqk->bgsk", dscores, q_rows), k.shape)
+        dv = _sum(dv, keys, einsum("bgsrq,bgrqk->bgsk", weights.astype(dtype), dout_rows), v.shape)
     dq = jnp.concatenate(dqs[::-1], axis=4).transpose(0, 4, 1, 3, 2).reshape(_ungrouped_shape(q))
     return dq, dk.transpose(0, 2, 1, 3).astype(k.dtype), dv.transpose(0, 2, 1, 3).astype(v.dtype)
 
 
-def _add(total: jax.Array, keys: slice, part: jax.Array) -> jax.Array:
-    """Adds `part` to the keys it is for; the longest range comes first and replaces the zeros without a copy."""
-    return part if part.shape == total.shape else total.at[:, :, keys].add(part)
+def _sum(total: jax.Array | None, keys: slice, part: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """`total` and what one chunk adds for its keys; the one that comes first often has all keys, and needs no zeros."""
+    if part.shape == shape:
+        return part if total is None else total + part
+    total = jnp.zeros(shape, jnp.float32) if total is None else total
+    return total.at[:, :, keys].add(part)
 
 
 def _grouped(q: jax.Array, groups: int) -> jax.Array:

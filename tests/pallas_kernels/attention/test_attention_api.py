@@ -75,26 +75,57 @@ def test_values_and_all_gradients_equal_the_reference(case, packed):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5, err_msg=name)
 
 
+# 300 queries are three chunks: of all keys, of those up to the diagonal, of those that a window reaches.
+CHUNKED = {
+    "full": {"causal": False},
+    "causal": {"causal": True},
+    "ahead": {"causal": False, "window": (-1, 4)},
+    "wide": {"causal": False, "window": (1000, 1000)},
+    "moved": {"causal": True, "positions": True},
+}
+
+
+def equals_the_reference(length, case, heads, seed):
+    """Values and gradients in one row of documents; `positions`: given ones, which leave gaps."""
+    q, k, v = inputs(length, heads=heads[0], groups=heads[1], size=4, batch=1, seed=seed)
+    ids, at = documents(1, length, seed), None
+    case = dict(case)
+    if case.pop("positions", False):
+        at = jnp.asarray(np.sort(np.random.default_rng(seed).permutation(2 * length)[:length]))[None]
+    got = pull(
+        lambda q, k, v: attention(q, k, v, segment_ids=ids, positions=at, return_lse=True, **case, backend="xla"),
+        q,
+        k,
+        v,
+    )
+    window = case.get("window")
+    pair = window if window is None or isinstance(window, tuple) else (window - 1, -1 if case["causal"] else window - 1)
+    mask = attention_reference.visible(
+        AttentionSpec(case["causal"], pair, None, 0.5), 1, length, length, ids, ids, at, at
+    )
+    want = attention_reference.attention(q, k, v, mask, scale=0.5, dout=got[-2], dlse=got[-1])
+    for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), got, want, strict=False):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CHUNKED.values(), ids=CHUNKED)
+def test_gradients_of_keys_are_summed_over_all_chunks_of_queries(case):
+    equals_the_reference(300, case, (2, 1), 0)
+
+
 @pytest.mark.exhaustive
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.integers(1, 300),
     st.sampled_from([(1, 1), (4, 1), (4, 4), (6, 3)]),
     st.sampled_from([None, 1, 100, (3, 0), (0, 4), (-1, 2)]),
     st.booleans(),
+    st.booleans(),
     st.integers(0, 10_000),
 )
-def test_any_shape_and_mask(length, heads, window, causal, seed):
-    q, k, v = inputs(length, heads=heads[0], groups=heads[1], size=4, batch=1, seed=seed)
-    ids = documents(1, length, seed)
-    out, lse = attention(q, k, v, causal=causal, window=window, segment_ids=ids, return_lse=True)
-    pair = window if window is None or isinstance(window, tuple) else (window - 1, -1 if causal else window - 1)
-    spec = AttentionSpec(causal, pair, None, 0.5)
-    want = attention_reference.attention(
-        q, k, v, attention_reference.visible(spec, 1, length, length, ids, ids), scale=0.5
-    )
-    np.testing.assert_allclose(out, want[0], atol=1e-5)
-    np.testing.assert_allclose(lse, want[1], atol=1e-5)
+def test_any_shape_and_mask(length, heads, window, causal, moved, seed):
+    equals_the_reference(length, {"causal": causal, "window": window, "positions": moved}, heads, seed)
 
 
 def test_queries_that_see_nothing_give_zero_and_no_gradient():
