@@ -1,9 +1,9 @@
 """Kernels for training language models in JAX: attention, expert routing, grouped matmul, fused cross-entropy.
 
 Arrays in, arrays out; nothing but jax is imported. Functions take `backend="auto" | "pallas" | "xla"`, attention also
-"cudnn", and `supported` says why a backend does not take a case. Those with kernels also take `config`, their block
-sizes, which are looked up where it is None. `rms_norm`, `swiglu`, `rope` and the two losses of a router are XLA alone:
-the former take `backend` and raise for "pallas", the losses take neither. `docs/kernels.md` shows each in use.
+"cudnn", and `config`, block sizes that are looked up where it is None; `supported` says why a backend does not take a
+case. `rms_norm`, `swiglu` and `rope` are XLA alone: they raise for "pallas" and for any config. So are the two losses
+of a router, which take neither. `docs/kernels.md` shows each in use.
 """
 
 from pallas_kernels.errors import ArgumentError, UnsupportedError

@@ -1,5 +1,6 @@
 """Checks of arguments that several functions share."""
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -18,10 +19,30 @@ def check_backend(function: str, backend: str) -> None:
 
 
 def check_config(function: str, config: Any, *kinds: type, argument: str = "config") -> None:
-    """Refuses a config that is neither None nor one of `kinds`."""
-    if config is not None and not isinstance(config, kinds):
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise ArgumentError(function, argument, f"is {config!r}", f"give {names}, or None to have it looked up")
+    """Refuses a config that is neither None nor one of `kinds`, of which a function without block sizes has none."""
+    if config is None or isinstance(config, kinds):
+        return
+    names = " or ".join(kind.__name__ for kind in kinds)
+    remedy = f"give {names}, or None to have it looked up" if kinds else "give None: nothing can be configured"
+    raise ArgumentError(function, argument, f"is {config!r}", remedy)
+
+
+def check_arrays(function: str, **arrays: Any) -> None:
+    """Refuses what is no array, by the name of its argument."""
+    for argument, value in arrays.items():
+        if not is_array(value):
+            raise ArgumentError(function, argument, f"is {type(value).__name__}", "give an array")
+
+
+def check_flag(function: str, argument: str, value: Any) -> None:
+    """Refuses what is neither True nor False: any other value counts as one of them, and would not be noticed."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ArgumentError(function, argument, f"is {said(value)}", "give True or False")
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is an array of jax or NumPy, or has the shape and dtype of one."""
+    return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "ndim")
 
 
 def is_number(value: Any) -> bool:
@@ -34,9 +55,28 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
+def as_number(function: str, argument: str, value: Any) -> float:
+    """A finite Python number of a Python or NumPy scalar."""
+    if not is_number(value) or not math.isfinite(value):
+        remedy = "give a finite Python or NumPy number, known when the call is traced"
+        raise ArgumentError(function, argument, f"is {said(value)}", remedy)
+    return float(value)
+
+
+def as_floating(function: str, argument: str, dtype: Any, default: Any) -> np.dtype:
+    """A floating dtype, `default` where none is given."""
+    try:
+        found = jnp.dtype(default if dtype is None else dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ArgumentError(function, argument, f"is {dtype!r}", "give a floating dtype, or None")
+    return found
+
+
 def as_array(function: str, argument: str, value: Any) -> jax.Array | np.ndarray:
     """`value` itself if it is an array, else the array of its numbers, as of a list."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if is_array(value):
         return value
     try:
         return jnp.asarray(value)
@@ -44,8 +84,25 @@ def as_array(function: str, argument: str, value: Any) -> jax.Array | np.ndarray
         raise ArgumentError(function, argument, f"is {type(value).__name__}", "give an array") from error
 
 
+def as_int32(function: str, argument: str, value: Any) -> jax.Array | np.ndarray:
+    """`as_array`, with integers of NumPy in int32 whatever their width, which is theirs by default and not chosen."""
+    array = as_array(function, argument, value)
+    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.integer):
+        return array
+    bounds = np.iinfo(np.int32)
+    if array.size and not (bounds.min <= array.min() and array.max() <= bounds.max):
+        problem = f"has values from {array.min()} to {array.max()}"
+        raise ArgumentError(function, argument, problem, "give values that int32 holds")
+    return array.astype(np.int32)
+
+
 def values(array: jax.Array | np.ndarray) -> np.ndarray | None:
     """The numbers in `array` where they are known: not while it is traced, nor where other processes have a part."""
     if isinstance(array, jax.core.Tracer) or (isinstance(array, jax.Array) and not array.is_fully_addressable):
         return None
     return np.asarray(array)
+
+
+def said(value: Any) -> str:
+    """How an error shows a value: a traced one has none."""
+    return "traced" if isinstance(value, jax.core.Tracer) else repr(value)

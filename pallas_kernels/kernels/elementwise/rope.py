@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels import partition
+from pallas_kernels import layout, partition
 from pallas_kernels.arguments import Backend
 from pallas_kernels.errors import ArgumentError
 from pallas_kernels.kernels.elementwise.checks import check_backend, check_floating
@@ -12,16 +12,18 @@ from pallas_kernels.kernels.elementwise.checks import check_backend, check_float
 OUT = "rope_out"  # name for remat policies
 
 
-def rope(x: jax.Array, cos: jax.Array, sin: jax.Array, *, backend: Backend = "auto") -> jax.Array:
+def rope(x: jax.Array, cos: jax.Array, sin: jax.Array, *, backend: Backend = "auto", config: None = None) -> jax.Array:
     """Turns the pairs (x[i], x[i + K/2]) by the angle of their position (arXiv 2104.09864), in float32.
 
-    The backward pass keeps `cos` and `sin` only. The result is named "rope_out" for remat policies.
+    The backward pass keeps `cos` and `sin` only. The result is named "rope_out" for remat policies. On explicit mesh
+    axes it is divided like `x`, and the tables laid out to fit.
 
     Args:
       x: [..., T, H, K], K even; queries or keys.
       cos: [..., T, K / 2] of position x frequency, a constant: it gets no gradient.
       sin: [..., T, K / 2], likewise.
       backend: "auto" and "xla" are the same here.
+      config: None; there is nothing to configure.
 
     Returns:
       [..., T, H, K] in the dtype of `x`.
@@ -30,7 +32,7 @@ def rope(x: jax.Array, cos: jax.Array, sin: jax.Array, *, backend: Backend = "au
       ArgumentError: shapes or dtypes that do not fit; it names the argument.
       UnsupportedError: backend="pallas".
     """
-    check_backend("rope", backend)
+    check_backend("rope", backend, config)
     check_floating("rope", x=x, cos=cos, sin=sin)
     if x.ndim < 3 or x.shape[-1] % 2:
         remedy = "give (..., sequence, heads, head size), the last even"
@@ -39,6 +41,9 @@ def rope(x: jax.Array, cos: jax.Array, sin: jax.Array, *, backend: Backend = "au
         if table.shape != (*x.shape[:-2], x.shape[-1] // 2):
             problem = f"has shape {table.shape} with x {x.shape}"
             raise ArgumentError("rope", name, problem, "give (..., sequence, half the head size)")
+    x, cos, sin = (jnp.asarray(array) for array in (x, cos, sin))
+    tokens = layout.entries(x)[:-2]
+    cos, sin = layout.divide(cos, *tokens, None), layout.divide(sin, *tokens, None)
     return _rope(*partition.vary_alike(x, cos, sin))
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels import partition
+from pallas_kernels import layout, partition
 from pallas_kernels.arguments import Backend
 from pallas_kernels.errors import ArgumentError
 from pallas_kernels.kernels.elementwise.checks import check_backend, check_floating
@@ -12,15 +12,17 @@ from pallas_kernels.kernels.elementwise.checks import check_backend, check_float
 OUT = "swiglu_out"  # name for remat policies
 
 
-def swiglu(gate: jax.Array, up: jax.Array, *, backend: Backend = "auto") -> jax.Array:
+def swiglu(gate: jax.Array, up: jax.Array, *, backend: Backend = "auto", config: None = None) -> jax.Array:
     """SwiGLU (Shazeer 2020, arXiv 2002.05202): silu(gate) * up, computed in float32.
 
     The backward pass keeps `gate` and `up` only. The result is named "swiglu_out" for remat policies.
+    On explicit mesh axes it is divided like `gate`, and `up` laid out to fit.
 
     Args:
       gate: any shape, the branch that goes through the activation.
       up: the same shape.
       backend: "auto" and "xla" are the same here.
+      config: None; there is nothing to configure.
 
     Returns:
       The same shape, in the dtype of `gate`.
@@ -29,10 +31,12 @@ def swiglu(gate: jax.Array, up: jax.Array, *, backend: Backend = "auto") -> jax.
       ArgumentError: shapes or dtypes that do not fit; it names the argument.
       UnsupportedError: backend="pallas".
     """
-    check_backend("swiglu", backend)
+    check_backend("swiglu", backend, config)
     check_floating("swiglu", gate=gate, up=up)
     if gate.shape != up.shape:
         raise ArgumentError("swiglu", "up", f"has shape {up.shape}, gate has {gate.shape}", "give both the same")
+    gate, up = jnp.asarray(gate), jnp.asarray(up)
+    up = layout.divide(up, *layout.entries(gate))
     return _swiglu(*partition.vary_alike(gate, up))
 
 

@@ -144,6 +144,36 @@ def test_rows_divided_over_a_mesh(name, axis_type):
         close(each, want)
 
 
+@pytest.mark.parametrize(
+    ("name", "layouts"),
+    [
+        ("rms_norm", (P("a"), P("b"))),
+        ("rms_norm", (P("a", None, "b"), P())),
+        ("rms_norm", (P(), P("a"))),
+        ("swiglu", (P("a"), P(None, "b"))),
+        ("swiglu", (P(), P("a"))),
+        ("rope", (P(), P("a"), P(None, None, "b"))),
+        ("rope", (P("a"), P(None, "b"), P("b"))),
+        ("rope", (P(None, None, "b"), P("b"), P())),
+    ],
+)
+def test_arguments_in_unlike_layouts_over_explicit_axes(name, layouts):
+    function, inputs, dout, reference = case(name, (4, 6))
+    wants = reference(*inputs, dout)
+    if name == "rope":
+        angles = arrays((4, 6, 2, 8), (4, 6, 4))[1]
+        inputs, function = (inputs[0], np.cos(angles), np.sin(angles)), rope
+    with jax.set_mesh(jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)):
+        placed = [jax.device_put(jnp.asarray(x, jnp.float32), spec) for x, spec in zip(inputs, layouts, strict=True)]
+        out, pullback = jax.vjp(jax.jit(function), *placed)
+        got = out, *pullback(jax.device_put(jnp.asarray(dout, jnp.float32), jax.typeof(out).sharding.spec))
+    assert jax.typeof(out).sharding.spec == jax.typeof(placed[0]).sharding.spec
+    for gradient, like in zip(got[1:], placed, strict=True):
+        assert jax.typeof(gradient).sharding.spec == jax.typeof(like).sharding.spec
+    for each, want in zip(got[: len(wants)], wants, strict=True):
+        close(each, want)
+
+
 @pytest.mark.slow
 def test_inside_shard_map_the_gradient_of_the_scale_is_that_of_all_rows():
     function, (x, scale), dout, reference = case("rms_norm", (8, 3))
@@ -188,6 +218,14 @@ def test_remat_policies_can_keep_what_is_named(name, residual, capsys):
         (lambda: rms_norm(jnp.ones((2, 4)), jnp.ones(4), "1"), "eps"),
         (lambda: swiglu(jnp.ones(4), jnp.ones(5)), "up"),
         (lambda: swiglu(jnp.ones(4), jnp.ones(4), backend="cuda"), "backend"),
+        (lambda: rms_norm(jnp.ones((2, 4)), jnp.ones(4), np.inf), "eps"),
+        (lambda: rms_norm([[1.0, 2.0]], jnp.ones(2)), "x"),
+        (lambda: rms_norm(jnp.ones((2, 4)), None), "scale"),
+        (lambda: swiglu(jnp.ones(2), [1.0, 2.0]), "up"),
+        (lambda: rope(jnp.ones((5, 2, 8)), None, jnp.ones((5, 4))), "cos"),
+        (lambda: rms_norm(jnp.ones((2, 4)), jnp.ones(4), config=8), "config"),
+        (lambda: swiglu(jnp.ones(4), jnp.ones(4), config=8), "config"),
+        (lambda: rope(jnp.ones((5, 2, 8)), jnp.ones((5, 4)), jnp.ones((5, 4)), config=8), "config"),
         (lambda: rope(jnp.ones((5, 2, 7)), jnp.ones((5, 3)), jnp.ones((5, 3))), "x"),
         (lambda: rope(jnp.ones((5, 2, 8)), jnp.ones((5, 4)), jnp.ones((4, 4))), "sin"),
     ],
@@ -196,6 +234,14 @@ def test_bad_arguments_are_named(call, argument):
     with pytest.raises(ArgumentError) as error:
         call()
     assert error.value.argument == argument
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "swiglu", "rope"])
+def test_a_config_of_none_is_taken(name):
+    inputs = case(name)[1]
+    inputs = (*inputs, *arrays((3, 5, 4), (3, 5, 4))) if name == "rope" else inputs
+    function = {"rms_norm": rms_norm, "swiglu": swiglu, "rope": rope}[name]
+    np.testing.assert_array_equal(function(*inputs, config=None), function(*inputs))
 
 
 def test_numbers_of_numpy():
