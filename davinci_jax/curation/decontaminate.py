@@ -6,16 +6,18 @@ second, shorter length finds more and only reports. Both texts of a hit are kept
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import gzip
 import hashlib
+import heapq
 import itertools
 import json
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +29,7 @@ from davinci_jax.errors import ConfigError, DataError
 from davinci_jax.files import version
 
 ACTIONS = ("drop", "report")
-MAX_HITS = 5  # hits that are listed of one document
+MAX_HITS = 5  # hits of one length of n-grams that are listed of one document
 _SHOWN = 200  # characters of a text in a reason
 _HITS, _COUNTS = "contamination", "contamination_counts"  # of a document's metadata
 _CHUNKS = re.compile(r"\S+")
@@ -52,24 +54,41 @@ class Hit(NamedTuple):
     benchmark_text: str
 
 
+class Stretch(NamedTuple):
+    """Words of a text that stand in a row in one record, too: from `start` to `end`, and from `place` in the records.
+
+    Words of all records are counted through.
+    """
+
+    start: int
+    end: int
+    place: int
+
+
 class Found(NamedTuple):
     """What a text shares with benchmarks.
 
     Attributes:
-      counts: how many hits each benchmark has that has any, a hit being a stretch of words in one record.
-      hits: the first of them, at most `MAX_HITS`.
+      hits: the first of all, at most `MAX_HITS`.
+      stretches: all hits of each benchmark that has any, in the order of the text.
     """
 
-    counts: dict[str, int]
     hits: list[Hit]
+    stretches: dict[str, list[Stretch]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many hits each benchmark has that has any."""
+        return {name: len(own) for name, own in self.stretches.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Decontaminate:
     """Finds benchmark text in documents; words are compared without case, punctuation and accents.
 
-    The first hits of a document are in `metadata["contamination"]`, also where it is dropped; how many there are of
-    each benchmark and length is in `metadata["contamination_counts"]`.
+    The first hits of a document are in `metadata["contamination"]`, also where it is dropped: those of `ngram` words,
+    then those of `report_ngram` that are no part of one of these. How many there are of each benchmark and length is
+    in `metadata["contamination_counts"]`.
 
     Attributes:
       benchmarks: JSONL files, or folders of them; each line is a record.
@@ -105,11 +124,14 @@ class Decontaminate:
             "benchmarks": sorted(map(list, zip(told_apart(files), digests, strict=True))),
         }
 
+    def begin(self) -> None:
+        list(map(self._index, self._lengths))
+
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         for document in documents:
             found = self._find(document.text)
             hits = found[self.ngram].hits if self.ngram in found else []
-            document = self._noted(document, found)
+            document = self._noted(document, found, self._listed(document.text, found))
             if hits and self.action == "drop":
                 reject(document, _reason(hits[0]))
             else:
@@ -143,13 +165,27 @@ class Decontaminate:
             found[n] = shared
         return found
 
-    def _noted(self, document: Document, found: dict[int, Found]) -> Document:
+    def _listed(self, text: str, found: dict[int, Found]) -> list[Hit]:
+        """Returns the hits that are listed; shorter ones of a benchmark that lie in a longer one of it would say no
+        more."""
+        longer, shorter = found.get(self.ngram), found.get(self.report_ngram)
+        if longer is None or shorter is None:
+            return [hit for each in (longer, shorter) if each for hit in each.hits]
+        more = [
+            stretch
+            for name, own in shorter.stretches.items()
+            for stretch in own
+            # One that is as long is the longer hit itself.
+            if stretch.end - stretch.start < self.ngram and not _within(stretch, longer.stretches.get(name, []))
+        ]
+        return [*longer.hits, *self._index(self.report_ngram).hits(text, more)]
+
+    def _noted(self, document: Document, found: dict[int, Found], listed: list[Hit]) -> Document:
         """Returns the document with its hits; those that it came with stay where they are of other benchmarks."""
         counts: dict[str, dict[str, int]] = {}
         for n, shared in found.items():
             for name, hits in shared.counts.items():
                 counts.setdefault(name, {})[str(n)] = hits
-        listed = (found.get(self.ngram) or found[self.report_ngram]).hits if found else []
         old, rows = _earlier(document)
         if not counts and not rows:
             return document  # also with what a stranger has noted under our names
@@ -208,17 +244,20 @@ class NgramIndex:
         words = self._known.of(text)
         hashes = ngram_hashes(words, self._n)
         if not len(hashes) or not len(self._hashes):
-            return Found({}, [])
+            return Found([], {})
         at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
         found = np.flatnonzero(self._hashes[at] == hashes)
         if not len(found):
-            return Found({}, [])
-        counts, stretches = {}, []
-        for owner, ours, theirs in self._shared(words, found, at[found]):
-            own = list(self._joined(words, ours, theirs))
-            counts[self._benchmarks[owner]] = len(own)
-            stretches += own[:MAX_HITS]
-        return Found(counts, self._hits(text, sorted(stretches)[:MAX_HITS]))
+            return Found([], {})
+        stretches = {
+            self._benchmarks[owner]: list(self._joined(words, ours, theirs))
+            for owner, ours, theirs in self._shared(words, found, at[found])
+        }
+        return Found(self.hits(text, itertools.chain.from_iterable(stretches.values())), stretches)
+
+    def hits(self, text: str, stretches: Iterable[Stretch]) -> list[Hit]:
+        """Returns the first of the stretches, at most `MAX_HITS`, as both texts spell them."""
+        return self._hits(text, heapq.nsmallest(MAX_HITS, stretches))
 
     def _first_places(self, words: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Returns hashes and places of the n-grams, by hash and benchmark, without what a benchmark repeats."""
@@ -256,8 +295,8 @@ class NgramIndex:
             of = same & (owners == owner)
             yield owner, ours[of], theirs[of]
 
-    def _joined(self, words: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> Iterator[tuple[int, int, int]]:
-        """Yields stretches (start, end, start in the records) that hold all the n-grams, each as long as it can be."""
+    def _joined(self, words: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> Iterator[Stretch]:
+        """Yields stretches that hold all the n-grams, each as long as it can be."""
         starts = np.append(True, (np.diff(ours) != 1) | (np.diff(theirs) != 1))
         ends = ours[np.append(starts[1:], True)] + self._n
         covered = 0
@@ -268,10 +307,9 @@ class NgramIndex:
             skipped = max(covered - self._n + 1 - start, 0)
             rest = self._words[place + end - start : self._ends[np.searchsorted(self._ends, place)]]
             covered = end + _agreeing(words[end:], rest)
-            yield start + skipped, covered, place + skipped
+            yield Stretch(start + skipped, covered, place + skipped)
 
-    def _hits(self, text: str, stretches: list[tuple[int, int, int]]) -> list[Hit]:
-        """Returns stretches as both texts spell them."""
+    def _hits(self, text: str, stretches: list[Stretch]) -> list[Hit]:
         ours = self._passages(text, [(start, end) for start, end, _ in stretches])
         hits = []
         for (start, end, place), passage in zip(stretches, ours, strict=True):
@@ -289,6 +327,12 @@ class NgramIndex:
         wanted = set(itertools.chain.from_iterable(chunks))
         spans = {n: chunk.span() for n, chunk in enumerate(_CHUNKS.finditer(text)) if n in wanted}
         return [text[spans[first][0] : spans[last][1]] for first, last in chunks]
+
+
+def _within(stretch: Stretch, others: list[Stretch]) -> bool:
+    """Whether a stretch is a part of one of others, whose starts and ends both rise."""
+    before = bisect.bisect_right(others, stretch.start, key=lambda other: other.start)
+    return before > 0 and stretch.end <= others[before - 1].end
 
 
 def _agreeing(ours: np.ndarray, theirs: np.ndarray) -> int:
@@ -332,7 +376,7 @@ def told_apart(files: Sequence[pathlib.Path]) -> list[str]:
 
 
 def read_records(file: pathlib.Path, fields: tuple[str, ...], name: str = "") -> list[tuple[str, str, str]]:
-    """Returns (name, record, text) of a benchmark file; raises `DataError` for a line that is no record.
+    """Returns (name, record, text) of a benchmark file; raises `DataError` for a line that is no record, or no line.
 
     Args:
       file: JSONL, compressed or not.
@@ -341,20 +385,23 @@ def read_records(file: pathlib.Path, fields: tuple[str, ...], name: str = "") ->
     """
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            return [
+            records = [
                 (name or file.name, *_record(file, number, line, fields))
                 for number, line in enumerate(lines, 1)
                 if line.strip()
             ]
     except (OSError, EOFError, zlib.error) as error:
         raise DataError("decontaminate.benchmarks", file.name, f"cannot be read ({error})", "write it again") from error
+    if not records:
+        raise DataError("decontaminate.benchmarks", str(file), "holds no record", "leave it out, or write it again")
+    return records
 
 
 def _record(file: pathlib.Path, number: int, line: bytes, fields: tuple[str, ...]) -> tuple[str, str]:
     place = f"{file.name}, line {number}"
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(place, None, f"is no JSON ({error})", "mend the benchmark file") from error
     if not isinstance(record, dict):
         raise DataError(place, None, "is no JSON object", "write a record as an object")
@@ -367,14 +414,13 @@ def _record(file: pathlib.Path, number: int, line: bytes, fields: tuple[str, ...
 
 
 def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
+    waiting = [value]  # no recursion: a record may be nested as deeply as JSON is read
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, (dict, list)):
+            waiting += reversed(list(item.values()) if isinstance(item, dict) else item)
 
 
 def _earlier(document: Document) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:

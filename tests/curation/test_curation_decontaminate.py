@@ -185,7 +185,8 @@ def test_what_a_stranger_has_noted_under_the_same_name_is_none_of_ours(benchmark
 
 def test_the_funnel_counts_documents_and_hits_of_each_benchmark(benchmark):
     records, folder = benchmark
-    files = [write(folder, records[:10]), write(folder, records[10:19], "math.jsonl"), write(folder, [], "aime.jsonl")]
+    named = (("gsm8k.jsonl", records[:10]), ("math.jsonl", records[10:19]), ("aime.jsonl", records[19:]))
+    files = [write(folder, own, name) for name, own in named]
     operation = Decontaminate(benchmarks=tuple(files), fields=("question",))
     step = funnel_step(operation)
     (folder / "task").mkdir()
@@ -257,7 +258,7 @@ def test_equal_hashes_of_other_words_are_no_hit(monkeypatch):
     real = decontaminate.ngram_hashes
     monkeypatch.setattr(decontaminate, "ngram_hashes", lambda found, n: real(found, n) % 4)
     index = NgramIndex([("b", "0", "one two three four five six")], 3, False)
-    assert index.find("seven eight nine ten eleven twelve") == ({}, [])
+    assert index.find("seven eight nine ten eleven twelve") == ([], {})
 
 
 def test_every_text_of_a_record_counts_where_no_field_is_named(tmp_path):
@@ -276,6 +277,26 @@ def test_folders_and_compressed_files(tmp_path):
         "3 words in a row of a.jsonl.gz, line 1: '",
         "3 words in a row of b.jsonl, line 1: 'u v",
     ]
+
+
+def test_short_hits_beside_a_long_one_are_listed_too(benchmark):
+    records, folder = benchmark
+    files = [write(folder, records[:1], "a.jsonl"), write(folder, records[1:3], "b.jsonl")]
+    part = " ".join(records[0]["question"].split()[5:20])
+    files.append(write(folder, [{"q": part}], "c.jsonl"))
+    long = " so. ".join([records[0]["question"]] * 7)  # more hits than are listed
+    short = " and ".join(" ".join(records[n]["question"].split()[:15]) for n in (1, 2))
+    [(document, _)] = run(Decontaminate(benchmarks=tuple(files[:2])), f"{long} and {short}")[1]
+    hits = [(hit["benchmark"], hit["record"], hit["words"]) for hit in document.metadata["contamination"]]
+    # Of a.jsonl there are 13 words in a row within each of the long hits, which say so already.
+    assert hits == [("a.jsonl", "0", 30)] * MAX_HITS + [("b.jsonl", "1", 15), ("b.jsonl", "2", 15)]
+    [(document, _)] = run(Decontaminate(benchmarks=tuple(files)), f"{records[0]['question']} and {part}")[1]
+    hits = [(hit["benchmark"], hit["words"]) for hit in document.metadata["contamination"]]
+    assert hits == [("a.jsonl", 30), ("c.jsonl", 15), ("a.jsonl", 15), ("c.jsonl", 15)]
+    beginning = {"q": " ".join(records[0]["question"].split()[:15])}
+    file = write(folder, [beginning, records[0]])
+    [(document, _)] = run(Decontaminate(benchmarks=(file,)), records[0]["question"])[1]
+    assert [hit["words"] for hit in document.metadata["contamination"]] == [30]
 
 
 def test_the_recipe_knows_the_benchmarks_by_content(benchmark):
@@ -315,12 +336,32 @@ def test_benchmarks_of_one_name_are_told_apart(benchmark):
 
 @pytest.mark.parametrize(
     ("line", "told"),
-    [("{", "line 1"), ("[1]", "no JSON object"), ('{"other": 1}', "did|no field"), ("\xff", "line 1|JSON")],
+    [
+        ("{", "line 1"),
+        ("[1]", "no JSON object"),
+        ('{"other": 1}', "did|no field"),
+        ("\xff", "line 1|JSON"),
+        ("[" * 100_000, r"b\.jsonl, line 1: is no JSON"),
+    ],
 )
 def test_a_line_that_is_no_record_is_named(tmp_path, line, told):
     (tmp_path / "b.jsonl").write_bytes(line.encode("latin-1"))
     with pytest.raises(DataError, match=told):
         run(Decontaminate(benchmarks=(str(tmp_path / "b.jsonl"),), fields=("question",)), "text")
+
+
+def test_a_record_is_read_however_deeply_it_is_nested():
+    value = "one"
+    for _ in range(5000):
+        value = [value, {"more": "two"}]
+    assert list(decontaminate._texts(value)) == ["one"] + ["two"] * 5000
+
+
+def test_a_file_without_records_is_named(benchmark):
+    records, folder = benchmark
+    (folder / "empty.jsonl").write_text("\n \n")
+    with pytest.raises(DataError, match=r"empty\.jsonl.*holds no record"):
+        run(Decontaminate(benchmarks=(write(folder, records), str(folder / "empty.jsonl"))), "text")
 
 
 def test_a_damaged_file_is_named(tmp_path):
