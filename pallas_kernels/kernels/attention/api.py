@@ -115,12 +115,19 @@ def _choose(backend, q, k, spec, masks, needs_lse) -> str:
 
 
 def _preferred(q, spec, masks) -> tuple[str, ...]:
-    """Backends in the order that the table of recorded times gives; an unrecorded kernel comes after cuDNN."""
+    """Backends in the order that the table of recorded times gives.
+
+    An unrecorded kernel comes after cuDNN, but before it with documents: these are a mask of T x S there, which takes
+    memory that grows with the square of the length, and no work is left out for it.
+    """
     if target.current().platform == "tpu":
         return ("pallas",)
-    kind = ("causal" if spec.causal else "full") + ("/packed" if masks[0] is not None else "")
+    packed = masks[0] is not None
+    kind = ("causal" if spec.causal else "full") + ("/packed" if packed else "")
     recorded = tables.lookup("attention_backend", target.current().family, f"head{q.shape[3]}/{kind}")
-    return tuple(recorded["order"]) if recorded else ("cudnn", "pallas")
+    if recorded:
+        return tuple(recorded["order"])
+    return ("pallas", "cudnn") if packed else ("cudnn", "pallas")
 
 
 def _reason(backend, q, k, spec, masks, needs_lse) -> str | None:
@@ -160,7 +167,8 @@ def _forward(q, k, v, masks, spec, backend, config):
     def local(q, k, v, *given):
         return tuple(_call(backend, "forward", (q, k, v), given, masks, spec, config))
 
-    return _divided(local, backend, (q, k, v), (HEADS, KEYS, KEYS), masks, (HEADS, ROWS))
+    opaque = backend != "xla"
+    return _divided(local, (q, k, v), (HEADS, KEYS, KEYS), masks, (HEADS, ROWS), opaque=opaque)
 
 
 def _fwd(q, k, v, masks, spec, backend, config):
@@ -178,17 +186,21 @@ def _bwd(spec, backend, config, residuals, cotangents):
         return tuple(_call(backend, "backward", (q, k, v, lse, delta, dout), given, masks, spec, config[1]))
 
     arrays, dims = (q, k, v, finite, delta, dout), (HEADS, KEYS, KEYS, ROWS, ROWS, HEADS)
-    return *_divided(local, backend, arrays, dims, masks, (HEADS, KEYS, KEYS)), (None,) * len(masks)
+    grads = _divided(local, arrays, dims, masks, (HEADS, KEYS, KEYS), opaque=backend != "xla")
+    return *grads, (None,) * len(masks)
 
 
 _attend.defvjp(_fwd, _bwd)
 
 
-def _divided(local, backend, arrays, dims, masks, out_dims):
-    """Calls `local` on the parts of all arrays that each device holds; masks that are None stay away."""
+def _divided(local, arrays, dims, masks, out_dims, *, opaque: bool):
+    """Calls `local` on the parts of all arrays that each device holds; masks that are None stay away.
+
+    A kernel of ours is opaque to XLA's partitioner; it knows how to divide its own operations, and jax's cuDNN calls.
+    """
     given = [(mask, labels) for mask, labels in zip(masks, MASKS, strict=True) if mask is not None]
     arrays, dims = (*arrays, *(mask for mask, _ in given)), (*dims, *(labels for _, labels in given))
-    opaque, divisible = backend != "xla", "b g"
+    divisible = "b g"
     if arrays[1].shape[2] == 1:
         dims, out_dims = ([OF_ONE_KEY_HEAD.get(labels, labels) for labels in each] for each in (dims, out_dims))
         divisible = "b h"
@@ -240,24 +252,39 @@ def _cudnn_found() -> bool:
 
 
 def _cudnn(q, k, v, masks, spec):
-    """jax.nn's cuDNN attention; documents become a mask, which costs memory of T x S for each row of the batch."""
+    """jax.nn's cuDNN attention; documents become a mask, which costs memory of T x S for each row of the batch.
+
+    Where the mask hides all keys of a query, cuDNN gives the mean of their values: such queries are set to 0. Without
+    documents each sees a key, since causal queries are as many as keys.
+    """
 
     def local(q, k, v, *segments):
-        mask = (segments[0][:, :, None] == segments[1][:, None, :])[:, None] if segments else None
+        mask = _seen(*segments, spec) if segments else None
         window = None if spec.window is None else (spec.window[0], 0)
         out = jax.nn.dot_product_attention(
             q,
             k,
             v,
-            mask=mask,
+            mask=None if mask is None else mask[:, None],
             scale=spec.scale,
             is_causal=spec.causal,
             local_window_size=window,
             implementation="cudnn",
         )
         if segments:
-            out = jnp.where(segments[0][:, :, None, None] >= 0, out, 0)
+            out = jnp.where(jnp.any(mask, axis=2)[:, :, None, None], out, 0)
         return (out,)
 
-    out = _divided(local, "xla", (q, k, v), (HEADS, KEYS, KEYS), masks, (HEADS,))[0]
+    out = _divided(local, (q, k, v), (HEADS, KEYS, KEYS), masks, (HEADS,), opaque=False)[0]
     return checkpoint_name(out, RESIDUAL)
+
+
+def _seen(q_segments, kv_segments, spec) -> jax.Array:
+    """[B, T, S] bool: the keys that a query sees under a causal mask, in a window to its left, in its document."""
+    seen = (q_segments[:, :, None] == kv_segments[:, None, :]) & (q_segments[:, :, None] >= 0)
+    ahead = jnp.arange(q_segments.shape[1])[:, None] - jnp.arange(kv_segments.shape[1])  # of the key, by the query
+    if spec.causal:
+        seen &= ahead >= 0
+    if spec.window is not None:
+        seen &= ahead <= spec.window[0]
+    return seen

@@ -1,4 +1,4 @@
-"""Which backend a call takes on Hopper: the recorded order, else cuDNN before the kernel; each where it can."""
+"""Which backend a call takes on Hopper: the recorded order, else cuDNN first but for documents; each where it can."""
 
 import jax
 import jax.numpy as jnp
@@ -44,14 +44,23 @@ def test_cudnn_comes_first_where_nothing_is_recorded_and_it_takes_the_case(taken
     assert taken(dtype=jnp.float32) == "xla"
 
 
+def test_documents_go_to_the_kernel_where_nothing_else_is_recorded(taken):
+    segments = np.zeros((2, 256), np.int32)
+    assert taken(segment_ids=segments) == "pallas"
+    assert taken(segment_ids=segments, causal=False) == "pallas"
+    assert taken(["cudnn", "pallas"], kind="causal/packed", segment_ids=segments) == "cudnn"
+    other = target.Target("gpu", "NVIDIA A100", cores=108)
+    assert taken(on=other, segment_ids=segments) == "cudnn"
+
+
 def test_what_is_recorded_decides_for_its_kind_of_mask(taken):
     kernel_first = ["pallas", "cudnn"]
     assert taken(kernel_first) == "pallas"
     assert taken(kernel_first, causal=False) == "cudnn"
     assert taken(kernel_first, causal=False, kind="full") == "pallas"
     segments = np.zeros((2, 256), np.int32)
-    assert taken(kernel_first, segment_ids=segments) == "cudnn"
-    assert taken(kernel_first, kind="causal/packed", segment_ids=segments) == "pallas"
+    assert taken(["cudnn", "pallas"], segment_ids=segments) == "pallas"
+    assert taken(["cudnn", "pallas"], kind="causal/packed", segment_ids=segments) == "cudnn"
     assert taken(["cudnn", "pallas"]) == "cudnn"
     assert taken(["xla"]) == "xla"
 
