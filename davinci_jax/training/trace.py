@@ -93,7 +93,8 @@ def _token(experiment: Experiment, record: dict[str, Any], column: int) -> dict[
         if left < stop - start:
             break
         left -= stop - start
-    origin = find_origin(documents_path(experiment.data, source), record["lineage"])
+    files = [(entry.file, entry.bytes, entry.sha256) for entry in reader.shards.manifest.inputs]
+    origin = find_origin(documents_path(experiment.data, source), record["lineage"], files)
     return {
         **record,
         "column": column,

@@ -16,6 +16,18 @@ from davinci_jax.data.tokenizer import load_tokenizer
 from davinci_jax.experiment.curation import CuratedSource, CurationConfig, Input, Step
 
 
+def curate_code(root, raw):
+    """Curates the source "code" from a folder."""
+    source = CuratedSource(
+        name="code",
+        domain="Code",
+        level="L2",
+        inputs=(Input(kind="folder", path=str(raw), name="raw", licence="MIT"),),
+        recipe=(Step("decode-utf8"), Step("docstring-pages"), Step("drop-short", characters=20)),
+    )
+    curate(CurationConfig(root=str(root / "data"), sources=(source,), workers=1), Console(quiet=True))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """An experiment whose source "code" is curated from Python files with docstrings; nothing is trained."""
@@ -27,14 +39,7 @@ def made(tmp_path_factory):
             f'def f{k}(x):\n    """Docstring {k} of file {n}, which goes on for a while."""\n\n' for k in range(6)
         )
         (raw / f"m{n:02d}.py").write_text(text)
-    source = CuratedSource(
-        name="code",
-        domain="Code",
-        level="L2",
-        inputs=(Input(kind="folder", path=str(raw), licence="MIT"),),
-        recipe=(Step("decode-utf8"), Step("docstring-pages"), Step("drop-short", characters=20)),
-    )
-    curate(CurationConfig(root=str(root / "data"), sources=(source,), workers=1), Console(quiet=True))
+    curate_code(root, raw)
     experiment = tiny_run.make_experiment(root)
     tiny_run.make_documents(root / "data")
     sources = tuple(
@@ -106,3 +111,19 @@ def test_a_sequence_or_column_that_is_not_there_is_told(made, capsys):
     assert "is not in step 2" in capsys.readouterr().err
     assert main(["trace", str(config), "--step", "1", "--sequence", "0", "--column", "99"]) == 2
     assert "give a column from 0 to 31" in capsys.readouterr().err
+
+
+def test_a_source_that_was_curated_anew_leads_to_the_file_of_the_shards(made, capsys):
+    root, _, config = made
+    (root / "moved").mkdir()
+    for file in (root / "raw").iterdir():
+        (root / "moved" / file.name).write_text(f"{file.read_text()}\nx = 1\n")
+    curate_code(root, root / "moved")
+    assert main(["trace", str(config), "--step", "2", "--json"]) == 0
+    step = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    record = next(record for record in step if record["source"] == "code")
+    place = ["--sequence", str(record["sequence"]), "--column", str(record["first_column"])]
+    assert main(["trace", str(config), "--step", "2", *place, "--json"]) == 0
+    origin = json.loads(capsys.readouterr().out)["origin"]
+    assert origin["place"].startswith(f"{root}/raw/m")
+    assert origin["state"] == "unchanged"
