@@ -20,9 +20,9 @@ class UnsupportedError(NotImplementedError):
       reason: what the kernel lacks, as `supported` gives it.
     """
 
-    def __init__(self, function: str, backend: str, reason: str, fallback: str = "xla"):
+    def __init__(self, function: str, backend: str, reason: str):
         self.reason = reason
         super().__init__(
-            f'{function}: backend="{backend}" does not take this case: {reason}; use backend="{fallback}", '
+            f'{function}: backend="{backend}" does not take this case: {reason}; use backend="xla", '
             f'or "auto", which falls back by itself'
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from pallas_kernels import target
 from pallas_kernels.compiler import static_cycles
-from pallas_kernels.errors import ArgumentError, UnsupportedError
+from pallas_kernels.errors import ArgumentError
 from pallas_kernels.tune import costs, entries, operations
 
 
@@ -17,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
+        if options.jobs < 1:
+            raise ArgumentError("tune", "--jobs", f"is {options.jobs}", "give at least 1")
         module = operations.find(options.operation)
         family = _family(options.device, operations.families(module))
         shapes = module.shapes()
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             operations.check("tune", "--shape", options.shape, shapes)
             shapes = {options.shape: shapes[options.shape]}
         failed = [name for name, shape in shapes.items() if not tune(module, family, name, shape, options)]
-    except (ArgumentError, UnsupportedError) as error:
+    except ArgumentError as error:
         print(error, file=sys.stderr)
         return 2
     return 1 if failed else 0
@@ -79,11 +81,12 @@ def _family(asked: str | None, families: Sequence[str]) -> str:
         operations.check("tune", "--device", asked, families)
         return asked
     here = target.current().family
-    if here not in families:
-        raise ArgumentError(
-            "tune", "--device", "is needed: no such device is here", f"choose one of {', '.join(families)}"
-        )
-    return here
+    if here in families:
+        return here
+    static = [family for family in families if family in static_cycles.CHIPS]
+    if not static:
+        costs.check_static(families[0])
+    raise ArgumentError("tune", "--device", "is needed: no such device is here", f"choose one of {', '.join(static)}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.compiler import aot, static_cycles
-from pallas_kernels.errors import ArgumentError, UnsupportedError
+from pallas_kernels.errors import ArgumentError
 from pallas_kernels.tune import operations
 
 ROUNDS, ROUND_SECONDS = 7, 0.05
@@ -56,11 +56,11 @@ def check_static(family: str) -> None:
     """Raises if `static_costs` cannot tell the cycles of a family.
 
     Raises:
-      UnsupportedError: a GPU, whose schedule is not known before it runs.
-      ArgumentError: a TPU, and there is no libtpu to compile for it.
+      ArgumentError: a GPU, whose schedule is not known before it runs; a TPU, and there is no libtpu to compile for it.
     """
-    if family == "hopper":
-        raise UnsupportedError("tune", "static", "a GPU's cycles are not in its code", "a machine with the GPU")
+    if family not in static_cycles.CHIPS:
+        problem = f"is {family}, which is not here, and a GPU's cycles are not in its code"
+        raise ArgumentError("tune", "--device", problem, "run it on a machine with the GPU")
     if importlib.util.find_spec("libtpu") is None:
         raise ArgumentError(
             "tune", "--device", f"is {family}, which is not here and cannot be compiled for without libtpu",

@@ -14,6 +14,7 @@ from pallas_kernels.kernels.attention.spec import AttentionSpec
 
 OPERATION = tpu.TABLE
 TARGETS = {"v5e": target.TPU_V5E, "v5p": target.TPU_V5P, "v6e": target.TPU_V6E, "tpu7x": target.TPU_7X}
+FAMILIES = tuple(TARGETS)
 MATMUL_CYCLES = 4  # a core's matrix units finish one of the instructions that are counted every 4 cycles, at best
 
 

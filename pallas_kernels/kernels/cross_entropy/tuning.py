@@ -12,6 +12,7 @@ from pallas_kernels.kernels.cross_entropy import dispatch, tpu
 from pallas_kernels.kernels.cross_entropy.config import TpuCrossEntropyConfig
 
 OPERATION = "cross_entropy"
+FAMILIES = tuple(target.VMEM)
 
 
 @dataclasses.dataclass(frozen=True)

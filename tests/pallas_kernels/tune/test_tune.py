@@ -57,9 +57,23 @@ def test_names_are_found_and_wrong_ones_get_the_nearest():
         operations.find("exampel_product", tuning_examples)
 
 
+@pytest.mark.parametrize("operation", [module.OPERATION for module in operations.modules()])
+def test_the_families_of_an_operation_are_those_of_its_kernels(operation):
+    expected = ["hopper"] if operation.endswith("hopper") else ["v5e", "v5p", "v6e", "tpu7x"]
+    module = operations.find(operation)
+    assert operations.families(module) == expected
+    for family in expected:
+        assert module.candidates(family, next(iter(module.shapes().values())))
+
+
 @pytest.mark.parametrize(
     ("operation", "families"),
-    [("grouped_matmul_tpu", ["v5e", "v5p", "v6e", "tpu7x"]), ("grouped_matmul_hopper", ["hopper"])],
+    [
+        ("grouped_matmul_tpu", ["v5e", "v5p", "v6e", "tpu7x"]),
+        ("grouped_matmul_hopper", ["hopper"]),
+        ("attention_tpu", ["v5e", "v5p", "v6e", "tpu7x"]),
+        ("cross_entropy", ["v5e", "v5p", "v6e", "tpu7x"]),
+    ],
 )
 def test_an_operation_has_a_module_for_each_kind_of_device(operation, families, capsys):
     assert operations.families(operations.find(operation)) == families
@@ -74,8 +88,12 @@ def test_an_operation_has_a_module_for_each_kind_of_device(operation, families, 
         (["atention", "--device", "v5p"], "did you mean attention?"),
         (["attention", "--device", "v5"], "did you mean v5"),
         (["attention", "--device", "v5p", "--shape", "no such"], "--shape"),
-        (["attention"], "no such device is here; choose one of v5e"),
-        (["attention", "--device", "hopper"], "a GPU's cycles are not in its code"),
+        (["attention"], "no such device is here; choose one of v5e, v5p, v6e, tpu7x\n"),
+        (
+            ["attention", "--device", "hopper"],
+            "is hopper, which is not here, and a GPU's cycles are not in its code; run it on a machine with the GPU",
+        ),
+        (["attention", "--device", "v5p", "--jobs", "0"], "`--jobs` is 0; give at least 1"),
         (["attention", "--device", "v6e"], "`--device` is v6e, which is not here and cannot be compiled for without"),
     ],
 )
@@ -86,6 +104,11 @@ def test_one_line_for_what_cannot_be(arguments, said, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert said in error
     assert len(error.splitlines()) == 1
+
+
+def test_without_a_device_none_is_offered_that_cannot_be_tuned_for(capsys):
+    assert command.main(["attention_hopper"]) == 2
+    assert capsys.readouterr().err.endswith("run it on a machine with the GPU\n")
 
 
 def _renamed(name):
