@@ -80,15 +80,17 @@ def as_array(function: str, argument: str, value: Any) -> jax.Array | np.ndarray
         return value
     try:
         return jnp.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(function, argument, f"is {type(value).__name__}", "give an array") from error
 
 
 def as_int32(function: str, argument: str, value: Any) -> jax.Array | np.ndarray:
-    """`as_array`, with integers of NumPy in int32 whatever their width, which is theirs by default and not chosen."""
+    """`as_array`, with integers of a list or of NumPy in int32, whatever width they have by default."""
     array = as_array(function, argument, value)
-    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.integer):
+    chosen = is_array(value) and not isinstance(value, np.ndarray)
+    if chosen or not jnp.issubdtype(array.dtype, jnp.integer) or isinstance(array, jax.core.Tracer):
         return array
+    array = np.asarray(array)
     bounds = np.iinfo(np.int32)
     if array.size and not (bounds.min <= array.min() and array.max() <= bounds.max):
         problem = f"has values from {array.min()} to {array.max()}"

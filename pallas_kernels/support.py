@@ -6,7 +6,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from pallas_kernels.errors import UnsupportedError
+from pallas_kernels.errors import ArgumentError, UnsupportedError
+from pallas_kernels.kernels.attention import attention
+from pallas_kernels.kernels.cross_entropy import linear_cross_entropy
+from pallas_kernels.kernels.elementwise import rms_norm, rope, swiglu
+from pallas_kernels.kernels.grouped_matmul import grouped_matmul, grouped_matmul_transposed
+from pallas_kernels.kernels.moe import moe_mlp
+from pallas_kernels.kernels.routing import route
+
+FUNCTIONS = (
+    attention,
+    grouped_matmul,
+    grouped_matmul_transposed,
+    linear_cross_entropy,
+    moe_mlp,
+    rms_norm,
+    rope,
+    route,
+    swiglu,
+)
 
 
 def supported(function: Callable, *arguments: Any, backend: str = "pallas", **options: Any) -> str | None:
@@ -18,14 +36,18 @@ def supported(function: Callable, *arguments: Any, backend: str = "pallas", **op
       supported(attention, q, k, v, segment_ids=ids, soft_cap=30.0)
 
     Args:
-      function: a public function of this package.
+      function: a public function of this package that takes `backend`.
       arguments: its arrays, or `jax.ShapeDtypeStruct` in their place.
       backend: the backend that is asked about.
       options: the other arguments of `function`.
 
     Raises:
-      ArgumentError: the call is wrong on every backend.
+      ArgumentError: `function` is none of these, or the call is wrong on every backend.
     """
+    if not any(function is known for known in FUNCTIONS):
+        names = ", ".join(known.__name__ for known in FUNCTIONS)
+        problem = f"is {getattr(function, '__name__', type(function).__name__)}, which takes no backend of this package"
+        raise ArgumentError("supported", "function", problem, f"give one of {names}")
     arrays = {name: value for name, value in options.items() if _is_array(value)}
     static = {name: value for name, value in options.items() if name not in arrays}
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import partition, tables, target
+from pallas_kernels.arguments import check_flag
 from pallas_kernels.errors import ArgumentError, UnsupportedError
 from pallas_kernels.kernels.attention import checks, xla
 
@@ -69,6 +70,7 @@ def attention(
       UnsupportedError: a backend that was named does not take this case.
     """
     checks.arrays(q, k, v)
+    check_flag("attention", "return_lse", return_lse)
     spec = checks.spec(q.shape[3], causal, window, soft_cap, scale)
     masks = checks.masks(q, k, spec, segment_ids, positions)
     sinks = checks.sinks(sinks, q)

@@ -13,9 +13,8 @@ from pallas_kernels.kernels.attention.spec import AttentionSpec
 
 def arrays(q, k, v) -> None:
     """Refuses shapes and dtypes that do not fit together."""
+    arguments.check_arrays("attention", q=q, k=k, v=v)
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if not _is_array(x):
-            raise _error(name, f"is {type(x).__name__}", "give an array")
         if x.ndim != 4:
             raise _error(name, f"has shape {x.shape}", "give (batch, sequence, heads, head size)")
         if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64) or x.dtype != q.dtype:
@@ -45,11 +44,10 @@ def _check_heads(q, k) -> None:
 
 def spec(size: int, causal, window, soft_cap, scale) -> AttentionSpec:
     """The static arguments for heads of `size`, in Python's own types: a kernel is compiled for them."""
-    if not isinstance(causal, (bool, np.bool_)):
-        raise _error("causal", f"is {_said(causal)}", "give True or False")
-    scale = size**-0.5 if scale is None else _number("scale", scale)
+    arguments.check_flag("attention", "causal", causal)
+    scale = size**-0.5 if scale is None else arguments.as_number("attention", "scale", scale)
     if soft_cap is not None:
-        soft_cap = _number("soft_cap", soft_cap)
+        soft_cap = arguments.as_number("attention", "soft_cap", soft_cap)
         if soft_cap <= 0:
             raise _error("soft_cap", f"is {soft_cap}", "give a positive number or None")
     return AttentionSpec(bool(causal), _window(window, causal), soft_cap, scale)
@@ -69,16 +67,11 @@ def _window(window, causal) -> tuple[int, int] | None:
     return (own - 1, -1 if causal else own - 1)
 
 
-def _number(name: str, value) -> float:
-    """A finite Python number of a Python or NumPy scalar."""
-    if not arguments.is_number(value) or not math.isfinite(value):
-        raise _error(name, f"is {_said(value)}", "give a finite Python or NumPy number, known when the call is traced")
-    return float(value)
-
-
 def _integer(name: str, value) -> int:
     if not arguments.is_integer(value):
-        raise _error(name, f"is {_said(value)}", "give integers of Python or NumPy, known when the call is traced")
+        raise _error(
+            name, f"is {arguments.said(value)}", "give integers of Python or NumPy, known when the call is traced"
+        )
     return int(value)
 
 
@@ -94,7 +87,7 @@ def masks(q, k, spec: AttentionSpec, segment_ids, positions) -> list[jax.Array |
         if len(pair) != 2:
             raise _error(name, f"has {len(pair)} parts", wanted)
         for x, like in zip(pair, (q, k), strict=True):
-            if not _is_array(x):
+            if not arguments.is_array(x):
                 raise _error(name, f"has {type(x).__name__} for an array", wanted)
             if x.shape != like.shape[:2] or not jnp.issubdtype(x.dtype, jnp.integer):
                 problem = f"has {x.dtype}{list(x.shape)} for a sequence of shape {like.shape[:2]}"
@@ -141,7 +134,9 @@ def config(given, backend: str, kernel) -> tuple:
     if given is None:
         return None, None
     if not isinstance(given, (tuple, list)) or len(given) != 2:
-        raise _error("config", f"is {_said(given)}", "give a pair (ForwardConfig, BackwardConfig); either may be None")
+        raise _error(
+            "config", f"is {arguments.said(given)}", "give a pair (ForwardConfig, BackwardConfig); either may be None"
+        )
     if kernel is None:
         if backend != "auto":
             raise _error("config", f'is given with backend="{backend}"', "leave it out: there are no block sizes")
@@ -150,14 +145,6 @@ def config(given, backend: str, kernel) -> tuple:
         if one is not None and not isinstance(one, kind):
             raise _error("config", f"has {type(one).__name__}", f"give pallas_kernels.{kind.__name__} or None there")
     return tuple(given)
-
-
-def _is_array(x) -> bool:
-    return hasattr(x, "shape") and hasattr(x, "dtype") and hasattr(x, "ndim")
-
-
-def _said(value) -> str:
-    return "traced" if isinstance(value, jax.core.Tracer) else repr(value)
 
 
 def _error(argument: str, problem: str, remedy: str) -> ArgumentError:

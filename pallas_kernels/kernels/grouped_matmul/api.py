@@ -8,7 +8,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import layout
-from pallas_kernels.arguments import Backend, as_array, check_config, values
+from pallas_kernels.arguments import Backend, as_floating, as_int32, check_arrays, check_config, check_flag, values
 from pallas_kernels.errors import ArgumentError
 from pallas_kernels.kernels.elementwise.swiglu import gradients as swiglu_gradients
 from pallas_kernels.kernels.grouped_matmul import dispatch
@@ -46,8 +46,8 @@ def grouped_matmul(
     Args:
       x: [M, K], float32, bfloat16 or float16.
       w: [G, K, N] of the dtype of `x`, or a pair (gate, up) of them with an activation.
-      group_sizes: [G] int32, or a list; the sum is at most the number of rows, which is checked only where the values
-        are known (outside of `jit`).
+      group_sizes: [G] int32, a list, or integers of NumPy; the sum is at most the number of rows, which is checked only
+        where the values are known (outside of `jit`).
       rows: [M'] int32; the rows to multiply are then x[rows]. Those in a group are from 0 to M - 1, which is checked
         where the values are known.
       transpose_w: w is [G, N, K].
@@ -65,15 +65,16 @@ def grouped_matmul(
       UnsupportedError: `backend` is "pallas" and there is no kernel for this case.
     """
     name = "grouped_matmul"
-    group_sizes = as_array(name, "group_sizes", group_sizes)
-    rows = None if rows is None else as_array(name, "rows", rows)
+    group_sizes = as_int32(name, "group_sizes", group_sizes)
+    rows = None if rows is None else as_int32(name, "rows", rows)
     weights = check(x, w, group_sizes, rows, transpose_w, activation)
+    out_dtype = as_floating(name, "out_dtype", out_dtype, x.dtype)
     chosen = dispatch.choose(name, backend, x.shape[1], weights[0].shape[1 if transpose_w else 2], x.dtype)
     config = dispatch.configured(name, config, chosen)
     arrays = [None if array is None else jnp.asarray(array) for array in (x, group_sizes, rows, *weights)]
     divided = layout.entries(arrays[0] if rows is None else arrays[2])[0]
     x, group_sizes, rows, *weights = vary_alike(*_together(*arrays, transpose_w=transpose_w))
-    static = (chosen, transpose_w, jnp.dtype(out_dtype or x.dtype), config)
+    static = (chosen, bool(transpose_w), out_dtype, config)
     multiply = _multiply if activation is None else _multiply_gated
     out = multiply(x, *weights, group_sizes, rows, static)
     return layout.divide(out, divided, layout.entries(out)[1])
@@ -112,8 +113,10 @@ def grouped_matmul_transposed(
       UnsupportedError: `backend` is "pallas" and there is no kernel for this case.
     """
     name = "grouped_matmul_transposed"
-    group_sizes = as_array(name, "group_sizes", group_sizes)
-    rows = None if rows is None else as_array(name, "rows", rows)
+    group_sizes = as_int32(name, "group_sizes", group_sizes)
+    rows = None if rows is None else as_int32(name, "rows", rows)
+    check_arrays(name, x=x, y=y)
+    out_dtype = as_floating(name, "out_dtype", out_dtype, x.dtype)
     count = check_rows(name, x, group_sizes, rows)
     if y.ndim != 2 or y.shape[0] != count or y.dtype != x.dtype:
         problem = f"is {y.dtype}{list(y.shape)} beside {count} rows of {x.dtype}"
@@ -124,7 +127,7 @@ def grouped_matmul_transposed(
     x, group_sizes, rows = _together(x, group_sizes, rows)
     y = layout.divide(y, None, layout.distinct(layout.entries(x)[1], layout.entries(y)[1])[1])
     x, y, group_sizes, rows = vary_alike(x, y, group_sizes, rows)
-    return _multiply_transposed(x, y, group_sizes, rows, (chosen, jnp.dtype(out_dtype or x.dtype), config))
+    return _multiply_transposed(x, y, group_sizes, rows, (chosen, out_dtype, config))
 
 
 def _together(x, group_sizes, rows, *weights, transpose_w: bool = False) -> tuple[jax.Array | None, ...]:
@@ -152,8 +155,11 @@ def check(x, w, group_sizes, rows, transpose_w: bool, activation: str | None) ->
     if len(weights) != (1 if activation is None else 2):
         problem = f"holds {len(weights)} arrays, with activation {activation!r}"
         raise ArgumentError(name, "w", problem, 'give one array, or (gate, up) with activation="swiglu"')
+    check_arrays(name, x=x)
+    check_flag(name, "transpose_w", transpose_w)
     check_rows(name, x, group_sizes, rows)
     for each in weights:
+        check_arrays(name, w=each)
         if each.ndim != 3 or each.shape[0] != group_sizes.shape[0] or each.shape != weights[0].shape:
             problem = f"has shape {each.shape} for {group_sizes.shape[0]} groups"
             raise ArgumentError(name, "w", problem, "give (groups, depth, columns)")

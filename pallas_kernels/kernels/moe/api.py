@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import layout
-from pallas_kernels.arguments import Backend, check_config
+from pallas_kernels.arguments import Backend, check_arrays, check_config
 from pallas_kernels.errors import ArgumentError
 from pallas_kernels.kernels.elementwise.swiglu import gradients as swiglu_gradients
 from pallas_kernels.kernels.grouped_matmul import GroupedMatmulConfig, dispatch
@@ -81,6 +81,9 @@ def moe_mlp(
 
 def _check(x, routing, gate, up, down) -> None:
     name = "moe_mlp"
+    check_arrays(name, x=x, gate=gate, up=up, down=down)
+    if not isinstance(routing, Routing):
+        raise ArgumentError(name, "routing", f"is {type(routing).__name__}", "give what `route` returns")
     if x.ndim != 2 or x.dtype not in grouped.DTYPES:
         raise ArgumentError(name, "x", f"is {x.dtype}{list(x.shape)}", "give floating numbers (tokens, width)")
     (tokens, width), experts = x.shape, routing.group_sizes.shape[0]

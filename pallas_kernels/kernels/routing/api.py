@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import layout, partition, target
-from pallas_kernels.arguments import Backend, as_array, check_backend, is_integer, is_number
+from pallas_kernels.arguments import Backend, as_array, as_number, check_backend, check_config, check_flag, is_integer
 from pallas_kernels.errors import ArgumentError, UnsupportedError
 from pallas_kernels.kernels.routing import xla
 from pallas_kernels.kernels.routing.spec import RoutingSpec
@@ -87,16 +87,16 @@ def route(
     """
     logits = as_array("route", "logits", logits)
     bias = None if bias is None else as_array("route", "bias", bias)
-    _check(logits, top_k, score, bias, groups, threshold, scale, capacity)
-    if config is not None:
-        raise ArgumentError("route", "config", f"is {config!r}", "give None: nothing can be configured")
+    _check(logits, top_k, score, bias, groups, capacity)
+    check_flag("route", "normalize", normalize)
+    check_config("route", config)
     spec = RoutingSpec(
         int(top_k),
         score,
         None if groups is None else (int(groups[0]), int(groups[1])),
-        None if threshold is None else float(threshold),
+        None if threshold is None else as_number("route", "threshold", threshold),
         bool(normalize),
-        float(scale),
+        as_number("route", "scale", scale),
         None if capacity is None else int(capacity),
     )
     kernels = _choose(backend, *logits.shape, spec)
@@ -106,7 +106,7 @@ def route(
     return Routing(*_route(*partition.vary_alike(logits, bias), spec, kernels))
 
 
-def _check(logits, top_k, score, bias, groups, threshold, scale, capacity) -> None:
+def _check(logits, top_k, score, bias, groups, capacity) -> None:
     if logits.ndim != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ArgumentError(
             "route", "logits", f"is {logits.dtype}{list(logits.shape)}", "give floating (tokens, experts)"
@@ -133,10 +133,6 @@ def _check(logits, top_k, score, bias, groups, threshold, scale, capacity) -> No
         if kept * (experts // number) < top_k:
             problem = f"keep {kept * (experts // number)} experts, fewer than top_k = {top_k}"
             raise ArgumentError("route", "groups", problem, "keep more groups")
-    if threshold is not None and not is_number(threshold):
-        raise ArgumentError("route", "threshold", f"is {type(threshold).__name__}", "give a number, or None")
-    if not is_number(scale):
-        raise ArgumentError("route", "scale", f"is {type(scale).__name__}", "give a number")
     if capacity is not None and not (is_integer(capacity) and capacity >= 1):
         raise ArgumentError("route", "capacity", f"is {capacity!r}", "give a positive integer, or None")
 

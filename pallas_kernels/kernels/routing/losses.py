@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.arguments import check_arrays
 from pallas_kernels.errors import ArgumentError
 
 
@@ -20,6 +21,7 @@ def load_balancing_loss(scores: jax.Array, group_sizes: jax.Array) -> jax.Array:
     Returns:
       A float32 scalar; 0 without tokens.
     """
+    check_arrays("load_balancing_loss", scores=scores, group_sizes=group_sizes)
     if scores.ndim != 2 or group_sizes.shape != scores.shape[1:]:
         problem = f"has shape {group_sizes.shape} for scores {scores.shape}"
         raise ArgumentError("load_balancing_loss", "group_sizes", problem, "give one size an expert")
@@ -43,5 +45,8 @@ def router_z_loss(logits: jax.Array) -> jax.Array:
 
     A float32 scalar; 0 without tokens.
     """
+    check_arrays("router_z_loss", logits=logits)
+    if logits.ndim == 0:
+        raise ArgumentError("router_z_loss", "logits", "has shape ()", "give (tokens, experts)")
     squares = jnp.square(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1))
     return jnp.sum(squares) / max(squares.size, 1)

@@ -408,6 +408,7 @@ BAD = [
     ({"window": (1, 2, 3)}, "`window` is"),
     ({"window": True}, "`window` is True"),
     ({"causal": 2.0}, "`causal` is 2.0"),
+    ({"return_lse": "yes"}, "`return_lse` is 'yes'"),
     ({"scale": "1"}, "`scale` is '1'"),
     ({"scale": np.inf}, "`scale` is inf"),
     ({"soft_cap": np.zeros(2)}, "`soft_cap` is array"),
@@ -438,7 +439,7 @@ def test_what_is_no_array_is_named():
         attention([[1.0]], *inputs(12)[1:])
 
 
-@pytest.mark.parametrize("name", ["scale", "soft_cap", "window", "causal"])
+@pytest.mark.parametrize("name", ["scale", "soft_cap", "window", "causal", "return_lse"])
 def test_what_kernels_are_compiled_for_cannot_be_traced(name):
     q, k, v = inputs(12)
     with pytest.raises(ArgumentError, match=f"`{name}` is traced"):

@@ -255,6 +255,22 @@ def test_lists_of_sizes():
     close(grouped_matmul(x, w, [50, 0, 60, 40, 0]), product(x, w, np.array([50, 0, 60, 40, 0])))
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.uint8, np.int16])
+def test_integers_of_numpy_of_any_width(dtype):
+    x, w, _, _ = arrays()
+    group_sizes, rows = np.array([50, 0, 60, 40, 0]), np.arange(150)[::-1]
+    got = grouped_matmul(x, w, group_sizes.astype(dtype), rows=rows.astype(dtype))
+    close(got, product(np.asarray(x)[rows], w, group_sizes))
+    turned = grouped_matmul_transposed(x, got, group_sizes.astype(dtype))
+    np.testing.assert_array_equal(turned, grouped_matmul_transposed(x, got, group_sizes.astype(np.int32)))
+
+
+def test_lists_where_integers_have_64_bits():
+    x, w, _, _ = arrays()
+    with jax.enable_x64(True):
+        close(grouped_matmul(x, w, [50, 0, 60, 40, 0]), product(x, w, np.array([50, 0, 60, 40, 0])))
+
+
 @pytest.mark.parametrize(
     ("argument", "change"),
     [
@@ -267,7 +283,15 @@ def test_lists_of_sizes():
         ("w", {"w": (jnp.zeros((5, 24, 20)), jnp.zeros((5, 24, 20)))}),
         ("activation", {"activation": "gelu"}),
         ("group_sizes", {"group_sizes": np.zeros((5, 1), np.int32)}),
-        ("group_sizes", {"group_sizes": np.zeros(5, np.int64)}),
+        ("group_sizes", {"group_sizes": np.array([2**40, 0, 0, 0, 0])}),
+        ("group_sizes", {"group_sizes": [2**40, 0, 0, 0, 0]}),
+        ("x", {"x": [[1.0]]}),
+        ("w", {"w": None}),
+        ("w", {"w": [[[1.0]]]}),
+        ("w", {"w": (jnp.zeros((5, 24, 20)), None), "activation": "swiglu"}),
+        ("transpose_w", {"transpose_w": "no"}),
+        ("out_dtype", {"out_dtype": "foo"}),
+        ("out_dtype", {"out_dtype": jnp.int32}),
         ("group_sizes", {"group_sizes": np.array([100, 0, 0, 51, 0], np.int32)}),
         ("group_sizes", {"group_sizes": jnp.array([100, 0, 0, -1, 0], jnp.int32)}),
         ("group_sizes", {"group_sizes": [50.0, 0, 60, 40, 0]}),
@@ -286,6 +310,22 @@ def test_errors_name_the_argument(argument, change):
     given = {"x": x, "w": w, "group_sizes": jnp.asarray(sizes("random", 5, 150)), **change}
     with pytest.raises(ArgumentError) as caught:
         grouped_matmul(**given)
+    assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize(
+    ("argument", "change"),
+    [
+        ("x", {"x": [[1.0]]}),
+        ("y", {"y": None}),
+        ("out_dtype", {"out_dtype": "foo"}),
+        ("out_dtype", {"out_dtype": np.int32}),
+    ],
+)
+def test_errors_of_the_transposed_product_name_the_argument(argument, change):
+    given = {"x": jnp.zeros((150, 24)), "y": jnp.zeros((150, 20)), "group_sizes": [150], **change}
+    with pytest.raises(ArgumentError) as caught:
+        grouped_matmul_transposed(**given)
     assert caught.value.argument == argument
 
 

@@ -178,6 +178,9 @@ def test_residuals_can_be_kept_by_name(capsys):
     [
         ("x", {"x": jnp.zeros((1, 24, 16))}),
         ("routing", {"x": jnp.zeros((25, 16))}),
+        ("routing", {"routing": None}),
+        ("x", {"x": [[1.0]]}),
+        ("down", {"down": None}),
         ("gate", {"gate": jnp.zeros((5, 16, 12))}),
         ("gate", {"gate": jnp.zeros((6, 15, 12))}),
         ("up", {"up": jnp.zeros((6, 16, 13))}),

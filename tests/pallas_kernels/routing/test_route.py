@@ -173,6 +173,9 @@ def test_losses():
         ("groups", {"top_k": 2, "groups": 3}),
         ("groups", {"top_k": 2, "groups": (4.0, 2)}),
         ("scale", {"top_k": 2, "scale": "2"}),
+        ("scale", {"top_k": 2, "scale": np.inf}),
+        ("threshold", {"top_k": 2, "threshold": np.nan}),
+        ("normalize", {"top_k": 2, "normalize": "no"}),
         ("capacity", {"top_k": 2, "capacity": 1.5}),
         ("backend", {"top_k": 2, "backend": "cuda"}),
         ("config", {"top_k": 2, "config": 3}),
@@ -181,6 +184,26 @@ def test_losses():
 def test_errors_name_the_argument(argument, options):
     with pytest.raises(ArgumentError, match=f"`{argument}`") as caught:
         route(jnp.zeros((4, 12)), **options)
+    assert caught.value.argument == argument
+
+
+def test_whether_weights_are_normalised_cannot_be_traced():
+    with pytest.raises(ArgumentError, match="`normalize` is traced"):
+        jax.jit(lambda normalize: route(jnp.zeros((4, 12)), top_k=2, normalize=normalize))(True)
+
+
+@pytest.mark.parametrize(
+    ("loss", "given", "argument"),
+    [
+        (router_z_loss, (jnp.zeros(()),), "logits"),
+        (router_z_loss, ([[1.0, 2.0]],), "logits"),
+        (load_balancing_loss, ([[0.5, 0.5]], np.ones(2, np.int32)), "scores"),
+        (load_balancing_loss, (jnp.ones((4, 2)), [2, 2]), "group_sizes"),
+    ],
+)
+def test_errors_of_the_losses_name_the_argument(loss, given, argument):
+    with pytest.raises(ArgumentError) as caught:
+        loss(*given)
     assert caught.value.argument == argument
 
 
