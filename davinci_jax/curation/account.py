@@ -5,17 +5,17 @@ from __future__ import annotations
 import collections
 import hashlib
 import heapq
-import json
 import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from davinci_jax.curation.documents import Document, GzipText
+from davinci_jax.curation.documents import Document, GzipText, json_line
 from davinci_jax.curation.pipeline import FunnelStep
 from davinci_jax.curation.tokens import TokenCounter
 
-SAMPLES = 4  # of an operation and a way out of it, in one task
+# Of an operation and a way out of it: of each task as many as of a source, since one task may hold them all.
+SAMPLES = 8
 _SAMPLE_CHARACTERS = 2_000
 _REJECT_CHARACTERS = 100_000  # a longer text of a dropped document is cut
 _PROGRESS_SECONDS = 1.0
@@ -98,7 +98,7 @@ class Account:
         if now - self._told > _PROGRESS_SECONDS:
             self._told = now
             documents = self.steps[-1].documents_out if self.steps else 0
-            self._progress.write_text(json.dumps({"bytes": self._bytes_read, "documents": documents}))
+            self._progress.write_text(json_line({"bytes": self._bytes_read, "documents": documents}))
 
     def close(self) -> dict[str, Any]:
         """Closes the files; returns the counts and samples of the task."""
@@ -134,14 +134,14 @@ def reject_folder(position: int, operation: str) -> str:
 def _reject_line(record: dict[str, Any]) -> str:
     """Returns a record as JSON; what is no JSON in its metadata may be why the document goes."""
     try:
-        return json.dumps(record, ensure_ascii=False, default=repr)
+        return json_line(record, default=repr)
     except (TypeError, ValueError, RecursionError):  # a key that is no name, a loop, too deep
-        return json.dumps({**record, "metadata": "cannot be written"}, ensure_ascii=False)
+        return json_line({**record, "metadata": "cannot be written"})
 
 
-def merge_samples(samples: Sequence[Sequence[dict[str, Any]]], size: int) -> list[dict[str, Any]]:
+def merge_samples(samples: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Returns the samples of all tasks with the smallest hashes, whichever tasks they come from."""
-    return heapq.nsmallest(size, (record for task in samples for record in task), key=lambda record: record["hash"])
+    return heapq.nsmallest(SAMPLES, (record for task in samples for record in task), key=lambda record: record["hash"])
 
 
 class _Sample:

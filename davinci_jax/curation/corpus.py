@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from davinci_jax.curation.documents import Document
-from davinci_jax.curation.pipeline import Reject, is_fatal, why_failed
+from davinci_jax.curation.pipeline import EarlierFailure, Failures, Reject, is_fatal, why_failed
 from davinci_jax.errors import DataError
 
 
@@ -27,6 +27,7 @@ class CorpusOperation(Protocol):
     Attributes:
       name: what it does, as lineage and funnel show it.
       level: its Darwin level, "L0" to "L9".
+      begin: optional, called before `remember` and `apply` as that of an `Operation`.
     """
 
     name: str
@@ -67,9 +68,10 @@ def remembered(operation: CorpusOperation, documents: Iterator[Document], failed
       failed: gets the numbers of the documents with which it raises, among all of the task, and why.
 
     Raises:
-      UserError, ImportError: the operation cannot work at all.
+      UserError, ImportError: the operation cannot work at all, or has failed with every document so far.
       OSError: trouble of the machine; a document has no files.
     """
+    failures = Failures(operation)
     for number, document in enumerate(documents):
         try:
             found = operation.remember(document)
@@ -77,8 +79,11 @@ def remembered(operation: CorpusOperation, documents: Iterator[Document], failed
             if is_fatal(error) or isinstance(error, OSError):
                 raise
             failed[number] = why_failed(operation, error)
+            failures.met(1, [failed[number]])
         else:
+            failures.met(1, [])
             yield found
+    failures.end()
 
 
 class LastPass:
@@ -100,8 +105,7 @@ class LastPass:
             why = self._failed.get(self._met)
             self._met += 1
             if why is not None:
-                reject(document, why)
-                continue
+                raise EarlierFailure(why)
             self._numbered += 1
             try:
                 yield from self._operation.apply(document, self._numbered - 1, self._opened, reject)

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from davinci_jax.errors import DataError
@@ -64,7 +64,10 @@ class Document:
         return dataclasses.replace(self, **{"text": text, "raw": b"", "questions": (), "parts": (), **changes})
 
     def to_json(self) -> str:
-        """Returns the line that stands for the document in a documents file; `from_json` gives the same back."""
+        """Returns the line that stands for the document in a documents file; `from_json` gives the same back.
+
+        A number that is none (NaN, infinity), such as a gap in a column of Parquet, becomes null.
+        """
         fields: dict[str, Any] = {"id": self.id, "text": self.text, "level": self.level, "group": self.group}
         if self.licence:
             fields["licence"] = self.licence
@@ -76,7 +79,7 @@ class Document:
         if self.raw:
             fields["raw"] = base64.b64encode(self.raw).decode()
         fields["lineage"] = list(self.lineage)
-        return json.dumps(fields, ensure_ascii=False)
+        return json_line(fields)
 
     @classmethod
     def from_json(cls, line: str) -> Document:
@@ -89,6 +92,19 @@ class Document:
         if "raw" in fields:
             fields["raw"] = base64.b64decode(fields["raw"])
         return cls(**fields)
+
+
+def json_line(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """Returns a value as JSON that every reader takes: NaN and infinity, for which it has no word, become null.
+
+    Raises:
+      TypeError, ValueError, RecursionError: it holds what is no JSON, unless `default` makes something of it.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=default)
+    except ValueError:
+        finite = json.loads(json.dumps(value, default=default), parse_constant=lambda name: None)
+        return json.dumps(finite, ensure_ascii=False)
 
 
 def documents_path(data: DataConfig, source: Source) -> pathlib.Path:

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from davinci_jax.curation.account import merge_samples
+from davinci_jax.curation.documents import json_line
 from davinci_jax.curation.pipeline import add_counts
+from davinci_jax.experiment.data import LEVELS
 from davinci_jax.files import write_atomically
 
 FUNNEL_FILE, CARD_FILE = "funnel.json", "card.json"
-SAMPLES = 8  # of an operation and a way out of it
 _ADDED = (
     "documents_in",
     "bytes_in",
@@ -24,21 +25,34 @@ _ADDED = (
     "bytes_out",
     "tokens_out",
     "rejected",
+    "failed",
     "seconds",
 )
-# What is read of each file; one of an earlier version may have less.
+_NUMBER, _MAYBE = (int, float), (str, type(None))
+# What is read of each file, and what it must be; one of an earlier version may have less.
 _CARD = {
-    *("name", "domain", "level", "level_reached", "documents", "tokens", "tokens_by", "licences"),
-    *("inputs", "recipe", "recipe_hash", "made"),
+    **dict.fromkeys(("name", "domain", "level", "tokens_by", "recipe_hash", "made"), str),
+    **dict.fromkeys(("inputs", "recipe"), list),
+    "level_reached": _MAYBE,
+    "documents": int,
+    "tokens": _NUMBER,
+    "licences": dict,
 }
-_INPUT = {"kind", "label", "path", "licence", "options"}
-_FUNNEL = {"documents", "bytes", "tokens", "tokens_by", "levels", "licences", "steps"}
-_STEP = {"operation", "level", "parameters", *_ADDED}
+_INPUT = {"kind": str, "label": str, "path": str, "licence": _MAYBE, "options": dict}
+_ROW = {"operation": str, "level": str, "parameters": dict}
+_FUNNEL = {
+    **dict.fromkeys(("documents", "bytes"), int),
+    **dict.fromkeys(("levels", "licences"), dict),
+    "tokens": _NUMBER,
+    "tokens_by": str,
+    "steps": list,
+}
+_STEP = {**_ROW, **dict.fromkeys(_ADDED, _NUMBER)}
 _SAMPLED = {
-    "kept": {"id", "text"},
-    "removed": {"id", "text", "operation", "reason"},
-    "changed": {"id", "text", "operation", "before"},
-    "found": {"id", "operation", "found"},
+    "kept": {"id": str, "text": str},
+    "removed": {"id": str, "text": str, "operation": str, "reason": str},
+    "changed": {"id": str, "text": str, "operation": str, "before": str},
+    "found": {"id": str, "operation": str, "found": list},
 }
 
 
@@ -94,7 +108,7 @@ def write_samples(folder: pathlib.Path, stages: Sequence[Sequence[dict[str, Any]
     """
     target = folder / "samples"
     target.mkdir(exist_ok=True)
-    _write(target / "kept.jsonl", merge_samples([task["kept"] for task in stages[-1]], SAMPLES))
+    _write(target / "kept.jsonl", merge_samples([task["kept"] for task in stages[-1]]))
     for name in ("removed", "changed", "found"):
         _write(target / f"{name}.jsonl", _by_operation(stages, name))
 
@@ -121,7 +135,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any] | None:
     """Returns a JSON file of a result, `None` where it is not there or not whole."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -129,14 +143,18 @@ def read_json(file: pathlib.Path) -> dict[str, Any] | None:
 def read_card(folder: pathlib.Path) -> dict[str, Any] | None:
     """Returns the card of a result, `None` where it is not there or not as this version writes it."""
     card = read_json(folder / CARD_FILE)
-    return card if _has(card, _CARD) and all(_has(given, _INPUT) for given in card["inputs"]) else None
+    whole = _is(card, _CARD) and _are(card["inputs"], _INPUT) and _are(card["recipe"], _ROW)
+    whole = whole and _are_counts(card["licences"]) and {step["level"] for step in card["recipe"]} <= set(LEVELS)
+    return card if whole else None
 
 
 def read_funnel(folder: pathlib.Path) -> dict[str, Any] | None:
     """Returns the funnel of a result, `None` where it or samples beside it are not as this version writes them."""
     funnel = read_json(folder / FUNNEL_FILE)
-    whole = _has(funnel, _FUNNEL) and all(_has(step, _STEP) for step in funnel["steps"])
-    return funnel if whole and all(read_samples(folder, name) is not None for name in _SAMPLED) else None
+    whole = _is(funnel, _FUNNEL) and funnel["steps"] and _are(funnel["steps"], _STEP)
+    whole = whole and _are_counts(funnel["licences"]) and _are_counts(funnel["levels"])
+    whole = whole and all(read_samples(folder, name) is not None for name in _SAMPLED)
+    return funnel if whole and set(funnel["levels"]) <= set(LEVELS) else None
 
 
 def read_samples(folder: pathlib.Path, name: str) -> list[dict[str, Any]] | None:
@@ -149,9 +167,9 @@ def read_samples(folder: pathlib.Path, name: str) -> list[dict[str, Any]] | None
     try:
         lines = (folder / "samples" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
         records = [json.loads(line) for line in lines if line]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return records if all(_has(record, _SAMPLED[name]) for record in records) else None
+    return records if _are(records, _SAMPLED[name]) else None
 
 
 def write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
@@ -161,34 +179,55 @@ def write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
 
 def show_funnel(steps: Sequence[dict[str, Any]]) -> str:
     """Returns the funnel as a table of one line an operation."""
-    width = max(len("operation"), *(len(step["operation"]) for step in steps))
-    head = f"  {'level':5} {'operation':{width}} {'documents':>21} {'megabytes':>21} {'M tokens':>9} {'rejected':>9}"
-    lines = [f"{head} {'seconds':>8}"]
-    for step in steps:
-        documents = f"{step['documents_in']:>9} -> {step['documents_out']:>8}"
-        size = f"{step['bytes_in'] / 1e6:>9.2f} -> {step['bytes_out'] / 1e6:>8.2f}"
-        lines.append(
-            f"  {step['level']:5} {step['operation']:{width}} {documents:>21} {size:>21} "
-            f"{step['tokens_out'] / 1e6:>9.2f} {step['rejected']:>9} {step['seconds']:>8.1f}"
-        )
+    rows = [("level", "operation", *("documents", "megabytes", "M tokens"), "rejected", "failed", "seconds")]
+    rows += map(_shown, steps)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for level, operation, *numbers in rows:  # words begin, numbers end in one column
+        cells = [level.ljust(widths[0]), operation.ljust(widths[1]), *map(str.rjust, numbers, widths[2:])]
+        lines.append(f"  {'  '.join(cells)}")
     return "\n".join(lines)
+
+
+def _shown(step: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        step["level"],
+        step["operation"],
+        f"{step['documents_in']} -> {step['documents_out']:>7}",
+        f"{step['bytes_in'] / 1e6:.2f} -> {step['bytes_out'] / 1e6:>7.2f}",
+        f"{step['tokens_in'] / 1e6:.2f} -> {step['tokens_out'] / 1e6:>7.2f}",
+        str(step["rejected"]),
+        str(step["failed"]),
+        f"{step['seconds']:.1f}",
+    )
 
 
 def _by_operation(stages: Sequence[Sequence[dict[str, Any]]], name: str) -> Iterator[dict[str, Any]]:
     before = 0
     for tasks in stages:
         for n, step in enumerate(tasks[0]["steps"]):
-            for record in merge_samples([task[name][n] for task in tasks], SAMPLES):
+            for record in merge_samples([task[name][n] for task in tasks]):
                 yield {"operation": step["operation"], "step": before + n, **record}
         before += len(tasks[0]["steps"])
 
 
 def _write(file: pathlib.Path, records: Any) -> None:
-    write_atomically(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_atomically(file, "".join(json_line(record) + "\n" for record in records))
 
 
-def _has(value: Any, fields: set[str]) -> bool:
-    return isinstance(value, dict) and fields <= value.keys()
+def _is(value: Any, fields: dict[str, Any]) -> bool:
+    """Whether a value is a table that has all fields, each of its type."""
+    return isinstance(value, dict) and all(
+        name in value and isinstance(value[name], kind) for name, kind in fields.items()
+    )
+
+
+def _are(values: Sequence[Any], fields: dict[str, Any]) -> bool:
+    return all(_is(value, fields) for value in values)
+
+
+def _are_counts(table: dict[str, Any]) -> bool:
+    return all(isinstance(count, int) for count in table.values())
 
 
 def _whole(value: Any) -> Any:

@@ -40,6 +40,9 @@ class _Judge(abc.ABC):
         # The model is what it holds, wherever it lies.
         return {**dataclasses.asdict(self), "model": load_model(self.model).sha256}
 
+    def begin(self) -> None:
+        load_model(self.model)
+
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         documents = list(documents)
         probabilities = load_model(self.model).probabilities([document.text for document in documents])

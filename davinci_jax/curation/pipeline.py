@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from davinci_jax.curation.documents import Document
-from davinci_jax.errors import UserError
+from davinci_jax.errors import DataError, UserError
 
 Reject = Callable[[Document, str], None]
 # Trouble of the machine: another document would meet it too, and a task that goes on would lose all of them.
 _MACHINE = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS),  # a full disk
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG),  # a full disk, or the limit of a process
     *(errno.EMFILE, errno.ENFILE),
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),  # a disk or a file system of the network that fails now
 )
+# An operation is taken for broken that has failed in the same way with all of a task's documents so far.
+_ALL_OF_AT_LEAST, _FIRST = 20, 100
 
 
 @runtime_checkable
@@ -38,6 +40,8 @@ class Operation(Protocol):
         the operation's name in this source and outlives edits of the recipe: raw generations of a model lie there. All
         tasks share it, several at a time. Whoever uses it keys what it keeps by all that decides it, and never by the
         task, to which other documents may belong in the next run.
+      begin: optional, called once a task before its documents: loads what all of them need, an index or a model. What
+        it raises stops the run; what `apply` raises rejects a document.
       counts: optional, with `findings`: `counts()` returns an empty table, row -> column -> 0, which the funnel keeps
         for the operation beside its own numbers.
       findings: optional: `findings(document)` returns the `Findings` of a document that left it or that it dropped.
@@ -69,7 +73,8 @@ class Findings(NamedTuple):
 class FunnelStep:
     """What one operation took and gave; seconds are its own, without those of what comes before it.
 
-    `counts` is the table of what the operation has found, row -> column -> number; most operations have none.
+    `failed` is how many of the rejected went because the operation raised. `counts` is the table of what the
+    operation has found, row -> column -> number; most operations have none.
     """
 
     operation: str
@@ -82,6 +87,7 @@ class FunnelStep:
     bytes_out: int = 0
     tokens_out: float = 0
     rejected: int = 0
+    failed: int = 0
     seconds: float = 0
     counts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
 
@@ -110,6 +116,21 @@ class Witness(Protocol):
         """An operation has found something in a document that left it or that it dropped."""
 
 
+def begin(operation: Any) -> None:
+    """Has an operation load what it needs for all documents of a task.
+
+    Raises:
+      DataError: it cannot, whatever the exception: each document would be rejected with it.
+    """
+    try:
+        getattr(operation, "begin", lambda: None)()
+    except (UserError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        problem = f"cannot load what it needs ({type(error).__name__}: {error})"[:1000]
+        raise DataError(operation.name, None, problem, "mend the files that its parameters name") from error
+
+
 def through(
     operation: Operation, step: FunnelStep, documents: Iterator[Document], witness: Witness
 ) -> Iterator[Document]:
@@ -118,16 +139,18 @@ def through(
     A document with which the operation raises is rejected with the exception as its reason.
 
     Raises:
-      UserError, ImportError: the operation cannot work at all.
+      UserError, ImportError: the operation cannot work at all, or has failed with every document so far.
       OSError: the disk is full, read-only or fails.
     """
-    size = getattr(operation, "batch", 1)
+    size, failures = getattr(operation, "batch", 1), Failures(operation)
     while batch := list(itertools.islice(documents, size)):
         for document in batch:
             witness.took(step, document)
         started = time.perf_counter()
-        results, rejects, found = _attempt(operation, batch)
+        results, rejects, found, failed = _attempt(operation, batch)
         step.seconds += time.perf_counter() - started
+        step.failed += len(failed)
+        failures.met(len(batch), failed)
         for document, reason in rejects:
             witness.rejected(step, document, reason)
         for document, findings in found:
@@ -138,6 +161,36 @@ def through(
             result = _stamped(document, step, batch if document.id not in before else ())
             witness.gave(step, result, before.get(document.id))
             yield result
+    failures.end()
+
+
+class Failures:
+    """Watches for an operation that fails in the same way with each document of a task: then it is none of theirs.
+
+    Args:
+      operation: the operation.
+    """
+
+    def __init__(self, operation: Any):
+        self._name, self._documents, self._why, self._same = operation.name, 0, "", True
+
+    def met(self, documents: int, failed: Sequence[str]) -> None:
+        """Takes note of documents and of why the operation has failed with some of them.
+
+        Raises:
+          DataError: these and all before were many, and had the same reason.
+        """
+        self._documents += documents
+        self._why = self._why or next(iter(failed), "")
+        self._same &= len(failed) == documents and set(failed) <= {self._why}
+        if self._documents >= _FIRST:
+            self.end()
+
+    def end(self) -> None:
+        """There are no more documents; raises as `met` does, where the task has some number of them."""
+        if self._same and self._documents >= _ALL_OF_AT_LEAST:
+            problem = f"has failed in the same way with each of {self._documents} documents: {self._why}"
+            raise DataError(self._name, None, problem, "mend it or its parameters, or leave it out")
 
 
 class Timed:
@@ -164,8 +217,14 @@ def is_fatal(error: Exception) -> bool:
     return isinstance(error, (UserError, ImportError))
 
 
+class EarlierFailure(Exception):
+    """Raised for a document with which an earlier pass of the operation has failed; its text is the reason."""
+
+
 def why_failed(operation: Any, error: Exception) -> str:
     """Returns the reason of a document with which an operation has raised."""
+    if isinstance(error, EarlierFailure):
+        return str(error)
     return f"{operation.name} failed ({type(error).__name__}: {error})"[:1000]
 
 
@@ -179,6 +238,7 @@ class _Attempt(NamedTuple):
     results: list[Document]
     rejects: list[tuple[Document, str]]
     found: list[tuple[Document, Findings]]
+    failed: list[str]
 
 
 def _attempt(operation: Operation, batch: Sequence[Document]) -> _Attempt:
@@ -189,12 +249,14 @@ def _attempt(operation: Operation, batch: Sequence[Document]) -> _Attempt:
         for document in results:
             if id(document) not in known:
                 check_writable(document)
-        return _Attempt(results, rejects, _findings(operation, [*(document for document, _ in rejects), *results]))
+        found = _findings(operation, [*(document for document, _ in rejects), *results])
+        return _Attempt(results, rejects, found, [])
     except Exception as error:
         if is_fatal(error):
             raise
         if len(batch) == 1:
-            return _Attempt([], [(batch[0], why_failed(operation, error))], [])
+            why = why_failed(operation, error)
+            return _Attempt([], [(batch[0], why)], [], [why])
     parts = [_attempt(operation, [document]) for document in batch]
     return _Attempt(*(list(itertools.chain(*lists)) for lists in zip(*parts, strict=True)))
 

@@ -10,8 +10,9 @@ import pytest
 
 from davinci_jax.curation import pipeline
 from davinci_jax.curation.account import Account
+from davinci_jax.curation.corpus import remembered
 from davinci_jax.curation.documents import Document
-from davinci_jax.curation.pipeline import FunnelStep, Operation, through
+from davinci_jax.curation.pipeline import FunnelStep, Operation, begin, through
 from davinci_jax.curation.rules import DropShort
 from davinci_jax.curation.tokens import TokenCounter
 from davinci_jax.errors import DataError
@@ -47,6 +48,8 @@ class Halves:
 
     def apply(self, documents, reject):
         for document in documents:
+            if document.text == "odd":
+                raise self.error(f"no halves of {document.id}")
             if document.text == "bad":
                 raise self.error("no halves of this")
             if document.text == "long":
@@ -64,9 +67,9 @@ def row(operation):
     return FunnelStep(operation.name, operation.level, operation.parameters())
 
 
-def ran(operation, *documents):
+def ran(operation, *documents, step=None):
     books = Books()
-    return list(through(operation, row(operation), iter(documents), books)), books
+    return list(through(operation, step or row(operation), iter(documents), books)), books
 
 
 def test_a_record_joins_the_lineage_and_the_level_is_the_highest():
@@ -143,3 +146,81 @@ def test_the_seconds_of_an_operation_are_its_own(monkeypatch):
     step = row(DropShort(1))
     assert len(list(through(Slow(1), step, upstream(), Books()))) == 3
     assert step.seconds == 3
+
+
+def texts(*runs):
+    """Documents of (text, how many), one after the other."""
+    return [Document(f"{n}-{k}", text) for n, (text, count) in enumerate(runs) for k in range(count)]
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize(("runs", "stops"), [
+    ([("bad", 19)], 0),  # too few to tell
+    ([("bad", 20)], 20),
+    ([("bad", 200), ("good", 1)], 100),
+    ([("good", 1), ("bad", 200)], 0),
+    ([("bad", 99), ("good", 1)], 0),
+    ([("odd", 50)], 0),  # each in a way of its own
+    ([("long", 200)], 0),  # a rule may drop them all
+])  # fmt: skip
+def test_an_operation_that_fails_with_all_documents_alike_stops_the_task(runs, stops, batch):
+    operation, documents = Halves(batch=batch), texts(*runs)
+    step = row(operation)
+    if stops:
+        with pytest.raises(
+            DataError, match=r"halves: has failed in the same way.*\(ValueError: no halves of this\)"
+        ) as told:
+            ran(operation, *documents, step=step)
+        assert stops <= int(str(told.value).split("each of ")[1].split()[0]) < stops + batch
+    else:
+        _, books = ran(operation, *documents, step=step)
+        assert step.failed == sum(document.text in ("bad", "odd") for document in documents)
+        assert len(books.dropped) == step.failed + sum(document.text == "long" for document in documents)
+
+
+def test_a_first_pass_that_fails_with_all_documents_alike_stops_the_task():
+    class Broken:
+        name = "broken"
+
+        def remember(self, document):
+            if document.text == "bad":
+                raise ValueError("never works")
+            return document.text
+
+    failed = {}
+    assert list(remembered(Broken(), iter(texts(("bad", 99), ("good", 2))), failed)) == ["good"] * 2
+    assert len(failed) == 99
+    for count in (20, 1000):
+        with pytest.raises(DataError, match=r"has failed in the same way.*never works"):
+            list(remembered(Broken(), iter(texts(("bad", count))), {}))
+
+
+def test_what_an_operation_cannot_load_is_its_trouble_and_no_documents():
+    class Loads(DropShort):
+        def begin(self):
+            raise self.characters
+
+    begin(DropShort(1))  # has nothing to load
+    with pytest.raises(DataError, match=r"drop-short: cannot load what it needs \(RecursionError: too deep\)"):
+        begin(Loads(RecursionError("too deep")))
+    with pytest.raises(DataError, match="no model"):
+        begin(Loads(DataError("model", "x", "is no model", "give another")))
+
+
+def test_numbers_that_are_none_become_null_in_documents_and_rejects(tmp_path):
+    odd = {"score": float("nan"), "more": [float("inf"), -float("inf"), 1.5, "ü"]}
+    record = {"operation": "o", "level": "L2", "parameters": {"most": float("inf")}}
+
+    def strict(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    line = Document("a", "tëxt", metadata=odd, lineage=(record,)).to_json()
+    read = json.loads(line, parse_constant=strict)
+    assert read["metadata"] == {"score": None, "more": [None, None, 1.5, "ü"]}
+    assert (read["lineage"][0]["parameters"], read["text"]) == ({"most": None}, "tëxt")
+    step = row(DropShort(5))
+    account = Account(tmp_path, [step], 0, TokenCounter(None), tmp_path / "progress")
+    account.rejected(step, Document("a", "text", metadata={"score": float("nan"), "raw": b"x"}), "odd")
+    account.close()
+    line = gzip.decompress((tmp_path / "00-drop-short/rejects.jsonl.gz").read_bytes())
+    assert json.loads(line, parse_constant=strict)["metadata"] == {"score": None, "raw": "b'x'"}
