@@ -23,7 +23,7 @@ from davinci_jax.curation.corpus import LastPass, remembered
 from davinci_jax.curation.documents import Document, GzipText, read_documents
 from davinci_jax.curation.executors import Work
 from davinci_jax.curation.inputs import Plan, acquire
-from davinci_jax.curation.pipeline import FunnelStep, Timed, through
+from davinci_jax.curation.pipeline import FunnelStep, Timed, begin, through
 from davinci_jax.curation.registry import build, build_reader
 from davinci_jax.curation.stages import funnel_step
 from davinci_jax.curation.tasks import (
@@ -33,12 +33,13 @@ from davinci_jax.curation.tasks import (
     Paths,
     StageJob,
     bytes_out,
+    digests_before,
     file_digest,
+    forget_if_damaged,
+    input_digests,
     is_done,
     joint_digest,
     read_counts,
-    reads,
-    written_before,
 )
 from davinci_jax.curation.tokens import TokenCounter, counted_by
 from davinci_jax.errors import DataError
@@ -47,7 +48,11 @@ from davinci_jax.files import write_atomically
 
 
 class _Task:
-    """The books of the task at hand, opened by whichever step comes first."""
+    """The books of the task at hand, opened by whichever step comes first.
+
+    The steps of a work share one, and its rows; each task runs a copy of the whole list of steps (`_Local.run`, or one
+    that was pickled), so that it begins with rows of zeros.
+    """
 
     def __init__(self, job: StageJob, rows: list[FunnelStep]):
         self.job, self.rows, self.account = job, rows, None
@@ -112,10 +117,14 @@ class ReadDocuments(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         account = self._task.open(rank) if self._task else None
-        for document in read_documents(self._before.documents(rank)):
-            yield document
-            if account:
-                account.read(document.size)
+        try:
+            for document in read_documents(self._before.documents(rank)):
+                yield document
+                if account:
+                    account.read(document.size)
+        except Exception as error:
+            forget_if_damaged(self._before, rank, error)
+            raise
 
 
 class Apply(PipelineStep):
@@ -134,6 +143,9 @@ class Apply(PipelineStep):
             folder = self._task.job.folder / "kept" / operation.name
             folder.mkdir(parents=True, exist_ok=True)
             operation = operation.bind(folder)
+        started = time.perf_counter()
+        begin(operation)
+        self._row.seconds += time.perf_counter() - started
         yield from through(operation, self._row, data, self._task.open(rank))
 
 
@@ -150,7 +162,7 @@ class ApplyCorpus(PipelineStep):
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         operation, job = build(self._step), self._task.job
         before = Notes.load(job.corpus.notes(f"{rank:06d}"))
-        if before is None or before.read != _digest(job.before, rank):
+        if before is None or before.input_digest != _output_digest(job.before, rank):
             raise DataError(
                 str(job.before.documents(rank)),
                 None,
@@ -161,6 +173,7 @@ class ApplyCorpus(PipelineStep):
         if rank == 0:  # the pass of them all is told once
             self._row.seconds += Notes.load(job.corpus.notes(REDUCE)).seconds
         started = time.perf_counter()
+        begin(operation)
         opened = operation.open(job.corpus.reduced, rank)  # of some operations a table of the whole source
         self._row.seconds += time.perf_counter() - started
         yield from through(LastPass(operation, opened, before.failed), self._row, data, self._task.open(rank))
@@ -181,6 +194,7 @@ class WriteDocuments(PipelineStep):
         try:
             with GzipText(new) as out:
                 for document in data:
+                    self._check_text(document)
                     account.kept(document)
                     out.write(document.to_json() + "\n")
             counts = account.close()
@@ -189,7 +203,8 @@ class WriteDocuments(PipelineStep):
                 _move(label / "rejects.jsonl.gz", paths.rejects(label.name, rank))
             # A later stage may be counted otherwise: the config may name another tokenizer by then.
             counts["tokens_by"] = counted_by(self._task.job.tokenizer)
-            counts |= {"file_bytes": new.stat().st_size, "digest": file_digest(new), "read": self._read(rank)}
+            counts |= {"file_bytes": new.stat().st_size, "output_digest": file_digest(new)}
+            counts["input_digest"] = self._input_digest(rank)
             _move(new, paths.documents(rank))
             paths.counts(rank).parent.mkdir(exist_ok=True)
             write_atomically(paths.counts(rank), json.dumps(counts, ensure_ascii=False))
@@ -199,12 +214,24 @@ class WriteDocuments(PipelineStep):
         finally:
             shutil.rmtree(account.folder, ignore_errors=True)
 
-    def _read(self, rank: int) -> str:
-        """Returns the digest of what decided the documents of a task, see `tasks.reads`."""
+    def _check_text(self, document: Document) -> None:
+        """Raises `DataError` for a result that nobody can read; what is declared as L0 is as it was acquired."""
+        source = self._task.job.source
+        if not document.text and self._task.job.is_last and source.level != "L0":
+            raise DataError(
+                f"sources[{source.name}].recipe",
+                None,
+                f"makes no text of {document.id}",
+                "add a step that reads its bytes (decode-utf8, html-text, pdf-text, ...), or one that drops it "
+                "(drop-short)",
+            )
+
+    def _input_digest(self, rank: int) -> str:
+        """Returns the digest of what decided the documents of a task, see `tasks.input_digests`."""
         job = self._task.job
         if job.corpus:
-            return Notes.load(job.corpus.notes(REDUCE)).read
-        return _digest(job.before, rank) if job.before else ""
+            return Notes.load(job.corpus.notes(REDUCE)).input_digest
+        return _output_digest(job.before, rank) if job.before else ""
 
 
 class Collect(PipelineStep):
@@ -221,9 +248,10 @@ class Collect(PipelineStep):
         with _new_folder(self._corpus.collected(rank)) as folder:
             started, documents = time.perf_counter(), Timed(iter(data))
             operation, failed = build(self._step), {}
+            begin(operation)
             operation.collect(remembered(operation, documents, failed), folder)
             seconds = time.perf_counter() - started - documents.seconds
-        Notes(seconds, failed, _digest(self._before, rank)).write(self._corpus.notes(f"{rank:06d}"))
+        Notes(seconds, failed, _output_digest(self._before, rank)).write(self._corpus.notes(f"{rank:06d}"))
 
 
 class Reduce(PipelineStep):
@@ -243,7 +271,7 @@ class Reduce(PipelineStep):
             started = time.perf_counter()
             build(self._step).reduce(collected, folder)
             seconds = time.perf_counter() - started
-        Notes(seconds, {}, joint_digest([known.read for known in notes])).write(self._corpus.notes(REDUCE))
+        Notes(seconds, {}, joint_digest([known.input_digest for known in notes])).write(self._corpus.notes(REDUCE))
 
 
 def works(job: StageJob, plan: Plan) -> list[Work]:
@@ -253,35 +281,35 @@ def works(job: StageJob, plan: Plan) -> list[Work]:
     """
     tasks = len(plan.tasks)
     size = bytes_out(job.before, tasks) if job.before else plan.bytes
-    written = written_before(job, tasks)
-    passes = _corpus_works(job, written, size) if job.corpus else []
-    return [*passes, _stage_work(job, reads(job, written), size)]
+    before = digests_before(job, tasks)
+    passes = _corpus_works(job, before, size) if job.corpus else []
+    return [*passes, _stage_work(job, input_digests(job, before), size)]
 
 
-def _corpus_works(job: StageJob, written: list[str | None], size: int) -> list[Work]:
-    step, corpus, whole = job.stage.steps[0], job.corpus, joint_digest(written)
+def _corpus_works(job: StageJob, before: list[str | None], size: int) -> list[Work]:
+    step, corpus, joint = job.stage.steps[0], job.corpus, joint_digest(before)
 
-    def follows(folder: pathlib.Path, of: str, read: str | None) -> bool:
+    def is_made_of(input_digest: str | None, folder: pathlib.Path, of: str) -> bool:
         known = Notes.load(corpus.notes(of))
-        return folder.is_dir() and known is not None and known.read == read
+        return folder.is_dir() and known is not None and known.input_digest == input_digest
 
     return [
         Work(
             f"{step.operation}: collect",
             [ReadDocuments(job.before), Collect(step, job.before, corpus)],
-            len(written),
+            len(before),
             corpus.collect_logs,
-            lambda task: follows(corpus.collected(task), f"{task:06d}", written[task]),
+            lambda task: is_made_of(before[task], corpus.collected(task), f"{task:06d}"),
             lambda: _remove_temporary(corpus.folder / "collected"),
             size,
             None,
         ),
         Work(
             f"{step.operation}: reduce",
-            [Reduce(step, corpus, len(written))],
+            [Reduce(step, corpus, len(before))],
             1,
             corpus.reduce_logs,
-            lambda task: follows(corpus.reduced, REDUCE, whole),
+            lambda task: is_made_of(joint, corpus.reduced, REDUCE),
             lambda: _remove_temporary(corpus.folder),
             0,
             None,
@@ -289,7 +317,7 @@ def _corpus_works(job: StageJob, written: list[str | None], size: int) -> list[W
     ]
 
 
-def _stage_work(job: StageJob, wanted: list[str | None], size: int) -> Work:
+def _stage_work(job: StageJob, digests: list[str | None], size: int) -> Work:
     stage, paths = job.stage, job.paths
     rows = [funnel_step(operation) for operation in stage.operations]
     if job.before is None:
@@ -305,9 +333,9 @@ def _stage_work(job: StageJob, wanted: list[str | None], size: int) -> Work:
     return Work(
         names,
         [first, *steps, WriteDocuments(task)],
-        len(wanted),
+        len(digests),
         paths.logs,
-        lambda rank: is_done(paths, rank, wanted[rank]),
+        lambda rank: is_done(paths, rank, digests[rank]),
         lambda: shutil.rmtree(paths.folder / "temporary", ignore_errors=True),
         size,
         paths,
@@ -319,12 +347,12 @@ def acquire_row(source: CuratedSource) -> FunnelStep:
     return FunnelStep("acquire", "L0", {given.label: given.kind for given in source.inputs})
 
 
-def _digest(paths: Paths, task: int) -> str:
+def _output_digest(paths: Paths, task: int) -> str:
     """Returns the digest of the documents of a task that is done."""
     counts = read_counts(paths, task)
     if counts is None:
         raise DataError(str(paths.documents(task)), None, "has gone or was changed", "start the same command again")
-    return counts["digest"]
+    return counts["output_digest"]
 
 
 @contextlib.contextmanager

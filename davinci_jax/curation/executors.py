@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import multiprocess
+from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
@@ -53,8 +54,8 @@ class Work(NamedTuple):
     paths: Paths | None
 
 
-def execute(config: CurationConfig, work: Work, depends: Any = None) -> Any:
-    """Runs the tasks of a work that are not done; returns its executor.
+def execute(config: CurationConfig, work: Work, depends: PipelineExecutor | None = None) -> PipelineExecutor:
+    """Runs the tasks of a work that are not done, on Slurm after those of `depends`; returns its executor.
 
     On Slurm the jobs are handed over and may still be waiting when this returns.
 
@@ -117,7 +118,7 @@ def _mark(work: Work) -> list[int]:
     return left
 
 
-def _executor(config: CurationConfig, work: Work, workers: int, depends: Any) -> Any:
+def _executor(config: CurationConfig, work: Work, workers: int, depends: PipelineExecutor | None) -> PipelineExecutor:
     common = {"pipeline": work.steps, "tasks": work.tasks, "logging_dir": str(work.logs)}
     if config.executor == "local":
         logger.remove()  # datatrove's own lines; they are in its logs
@@ -163,13 +164,17 @@ class _Quiet:
             try:
                 return super()._run_for_rank(rank, local_rank, node_rank)
             except Exception as error:
-                # Ray keeps exceptions of tasks to itself.
-                line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                with self.logging_dir.open(_ERROR_FILE, "w") as told:
-                    told.write(line)
+                # Ray keeps exceptions of tasks to itself. On a full disk there is no room for them.
+                with contextlib.suppress(OSError):
+                    _tell(pathlib.Path(self.logging_dir.path), error)
                 raise
             finally:
                 logger.remove()
+
+
+def _tell(logs: pathlib.Path, error: Exception) -> None:
+    line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    (logs / _ERROR_FILE).write_text(line, encoding="utf-8", errors="replace")
 
 
 class _Local(_Quiet, LocalPipelineExecutor):
@@ -181,6 +186,7 @@ class _Local(_Quiet, LocalPipelineExecutor):
             return
         pipeline = self.pipeline
         for rank in self.get_incomplete_ranks():
+            # Steps keep counts. A copy of the list as a whole keeps what they share, and starts each task from zero.
             self.pipeline = copy.deepcopy(pipeline)
             self._run_for_rank(rank)
 
@@ -195,5 +201,6 @@ def _failure(work: Work, error: Exception | None) -> UserError:
         return error
     told = work.logs / _ERROR_FILE
     problem = f"{type(error).__name__}: {error}" if error else "a task has failed"
-    problem = told.read_text(encoding="utf-8") if told.is_file() else problem
+    # Written by the task itself it says more than what an executor makes of it; a full disk leaves it empty.
+    problem = (told.read_text(encoding="utf-8") if told.is_file() else "") or problem
     return DataError(work.title, None, f"{problem}; logs in {work.logs}", "mend it and start the same command again")

@@ -1,8 +1,9 @@
 """What the tasks of a stage leave, where it lies, and whether it still follows from the documents that it was made of.
 
-A task of a stage reads what the same task of the stage before has written. Its counts name that by a digest, so that
-nothing is taken for done that was made of documents that are not there any more: the stage before may have been removed
-and made again by a model that answered otherwise.
+A task of a stage reads what the same task of the stage before has written. Its counts name its documents by their
+`output_digest`, and what they were made of by the `input_digest`, so that nothing is taken for done that was made of
+documents that are not there any more: the stage before may have been removed and made again by a model that answered
+otherwise.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from davinci_jax.curation.stages import Stage
+from davinci_jax.errors import DataError
 from davinci_jax.experiment.curation import CuratedSource
 from davinci_jax.files import write_atomically
 
@@ -108,6 +110,11 @@ class StageJob(NamedTuple):
         return Paths(self.folder / self.stage.before) if self.stage.before else None
 
     @property
+    def is_last(self) -> bool:
+        """Whether its documents are those of the source."""
+        return self.stage.first - 1 + len(self.stage.steps) == len(self.source.recipe)
+
+    @property
     def corpus(self) -> CorpusPaths | None:
         """Of the corpus operation that it begins with, if it does."""
         return CorpusPaths(self.folder / f"corpus-{self.stage.corpus}") if self.stage.corpus else None
@@ -119,12 +126,12 @@ class Notes(NamedTuple):
     Attributes:
       seconds: that the pass took, for the funnel.
       failed: see `corpus.remembered`.
-      read: digest of the documents that it was made of.
+      input_digest: of the documents that it was made of.
     """
 
     seconds: float
     failed: dict[int, str]
-    read: str
+    input_digest: str
 
     def write(self, file: pathlib.Path) -> None:
         file.parent.mkdir(exist_ok=True)
@@ -136,8 +143,8 @@ class Notes(NamedTuple):
         try:
             fields = json.loads(file.read_text(encoding="utf-8"))
             failed = {int(number): why for number, why in fields["failed"].items()}
-            return cls(fields["seconds"], failed, fields["read"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return cls(fields["seconds"], failed, fields["input_digest"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
 
@@ -146,8 +153,8 @@ def read_counts(paths: Paths, task: int) -> dict[str, Any] | None:
     try:
         counts = json.loads(paths.counts(task).read_text(encoding="utf-8"))
         same = paths.documents(task).stat().st_size == counts["file_bytes"]
-        return counts if same and {"digest", "read"} <= counts.keys() else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return counts if same and {"output_digest", "input_digest"} <= counts.keys() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -175,31 +182,45 @@ def joint_digest(digests: Sequence[str | None]) -> str | None:
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
 
 
-def written_before(job: StageJob, tasks: int) -> list[str | None]:
+def digests_before(job: StageJob, tasks: int) -> list[str | None]:
     """Returns for each task the digest of the documents that the stage before has for it, `None` where it has none.
 
     The hash of a stage that reads the input covers that: its digests are empty.
     """
     if job.before is None:
         return [""] * tasks
-    return [counts and counts["digest"] for counts in all_counts(job.before, tasks)]
+    return [counts and counts["output_digest"] for counts in all_counts(job.before, tasks)]
 
 
-def reads(job: StageJob, written: Sequence[str | None]) -> list[str | None]:
-    """Returns for each task the digest of all that decides its documents, given `written_before`.
+def input_digests(job: StageJob, before: Sequence[str | None]) -> list[str | None]:
+    """Returns for each task the digest of all that decides its documents, given `digests_before`.
 
     In the last pass of a corpus operation that is the documents of all tasks.
     """
-    return [joint_digest(written)] * len(written) if job.corpus else list(written)
+    return [joint_digest(before)] * len(before) if job.corpus else list(before)
 
 
-def is_done(paths: Paths, task: int, read: str | None) -> bool:
+def is_done(paths: Paths, task: int, input_digest: str | None) -> bool:
     """Whether a task has left its documents, made of what there is to read."""
     counts = read_counts(paths, task)
-    return counts is not None and counts["read"] == read
+    return counts is not None and counts["input_digest"] == input_digest
 
 
 def is_whole(job: StageJob, tasks: int) -> bool:
     """Whether all tasks of a stage are done."""
-    wanted = reads(job, written_before(job, tasks))
-    return all(is_done(job.paths, task, read) for task, read in enumerate(wanted))
+    digests = input_digests(job, digests_before(job, tasks))
+    return all(is_done(job.paths, task, digest) for task, digest in enumerate(digests))
+
+
+def forget_if_damaged(paths: Paths, task: int, error: Exception) -> None:
+    """Has the next start make the documents of a task again where they could not be read, being others than it wrote.
+
+    Raises:
+      DataError: the file is damaged; its counts have gone. Otherwise the trouble is not the file's.
+    """
+    file, counts = paths.documents(task), read_counts(paths, task)
+    if counts is None or file_digest(file) == counts["output_digest"]:
+        return
+    paths.counts(task).unlink()
+    problem = f"is damaged ({type(error).__name__}: {error})"
+    raise DataError(str(file), None, problem, "start the same command again, which makes this file anew") from error

@@ -18,7 +18,7 @@ import pytest
 import tokenizers
 from rich.console import Console
 
-from davinci_jax.curation import engine, places, registry
+from davinci_jax.curation import engine, executors, places, registry
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.run import curate
 from davinci_jax.errors import ConfigError, DataError
@@ -40,9 +40,16 @@ class Shout:
     def parameters(self):
         return {"ending": self.ending}
 
+    def begin(self):
+        CALLS[f"{self.name} begins"] += 1
+        if self.fail == "begin":
+            raise RecursionError("a file is too deep")
+
     def apply(self, documents, reject):
         for document in documents:
             CALLS[self.name] += 1
+            if self.fail == "number":
+                document = dataclasses.replace(document, metadata={"score": float("nan")})
             if self.fail == "disk" and document.text.startswith("text 7"):
                 raise OSError(errno.ENOSPC, "No space left on device")
             if self.fail == "endpoint" and document.text.startswith("text 7"):
@@ -260,9 +267,10 @@ def test_documents_do_not_depend_on_how_the_source_is_cut(raw, task_bytes):
     result = run(config(raw, task_bytes=task_bytes))
     texts = [(d["id"], d["text"], d["metadata"]["rank"]) for d in records(result.folder / "documents")]
     assert texts == [(d["id"], d["text"], d["metadata"]["rank"]) for d in records(whole.folder / "documents")]
-    removed = (result.folder / "samples/removed.jsonl").read_bytes()
-    assert removed == (whole.folder / "samples/removed.jsonl").read_bytes()
-    assert removed.count(b"\n") == 3
+    for name, count in (("removed", 3), ("changed", 8), ("kept", 8)):
+        samples = (result.folder / f"samples/{name}.jsonl").read_bytes()
+        assert samples == (whole.folder / f"samples/{name}.jsonl").read_bytes()
+        assert samples.count(b"\n") == count
 
 
 @pytest.mark.slow
@@ -278,6 +286,54 @@ def test_the_funnel_counts_the_seconds_of_all_three_passes_of_a_corpus_operation
     *_, rank = run(config(raw)).funnel["steps"]
     assert CALLS["open"] == CALLS["collect"] > 0
     assert rank["seconds"] >= CALLS["collect"] * 0.02 + 0.05 + CALLS["open"] * 0.03
+
+
+@pytest.mark.parametrize(("fail", "told"), [("begin", "shout: cannot load what it needs .RecursionError: a file is")])
+def test_an_operation_that_cannot_begin_stops_the_run(raw, fail, told):
+    made = config(raw, (RECIPE[0], Step("shout", fail=fail)))
+    with pytest.raises(DataError, match=told):
+        run(made)
+    assert CALLS["shout"] == 0
+    assert not (raw.parent / "root/curated/s/current").exists()
+
+
+def test_an_operation_begins_once_a_task(raw):
+    result = run(config(raw))
+    assert CALLS["shout begins"] == len(list((result.folder / "documents").iterdir())) > 1
+
+
+def test_the_funnel_counts_the_documents_with_which_an_operation_failed(raw):
+    steps = run(config(raw, (*RECIPE[:3], Step("rank", fails="first")), task_bytes=10_000)).funnel["steps"]
+    assert {step["operation"]: step["failed"] for step in steps if step["failed"]} == {"rank": 1}
+
+
+@pytest.mark.parametrize("recipe", [(), (Step("drop-paths"),)])
+def test_a_recipe_that_makes_no_text_is_told(raw, recipe):
+    with pytest.raises(DataError, match=r"sources\[s\].recipe: makes no text of raw/00.txt; add a step that reads its"):
+        run(config(raw, recipe))
+    made = config(raw, recipe)
+    source = dataclasses.replace(made.sources[0], level="L0")  # as it was acquired, and nobody says otherwise
+    assert run(dataclasses.replace(made, sources=(source,), root=f"{made.root}-0")).funnel["documents"] == 12
+    # What was no end of a recipe may have bytes alone: the next step reads them.
+    assert run(config(raw, (*recipe, Step("rank"), RECIPE[0]), root="later")).funnel["documents"] == 11
+
+
+@pytest.mark.parametrize("last", ["rank", "shout"])
+def test_a_stage_file_that_is_damaged_is_named_and_made_again(raw, last):
+    recipe = (RECIPE[0], Step("judge"), Step("drop-short", characters=1))
+    folder = run(config(raw, recipe)).folder.parent
+    file = stage_of(folder, "judge") / "documents" / "000001.jsonl.gz"
+    good = file.read_bytes()
+    file.write_bytes(good[:40] + bytes([good[40] ^ 1, good[41] ^ 1]) + good[42:])
+    edited = config(raw, (*recipe[:2], Step(last)))
+    CALLS.clear()
+    with pytest.raises(DataError, match=f"{file}: is damaged .*; start the same command again, which makes this file"):
+        run(edited)
+    result = run(edited)
+    assert file.read_bytes() == good
+    assert CALLS["judge"] < 11  # the other files stay as they are
+    fresh = run(config(raw, edited.sources[0].recipe, root="fresh"))
+    assert content(result.folder) == content(fresh.folder)
 
 
 def test_rejects_of_an_attempt_that_ended_half_way_go(raw):
@@ -382,7 +438,7 @@ def test_documents_that_change_under_a_corpus_operation_end_the_run(raw, monkeyp
 
     def reduce(self, collected, folder):
         counts = stage_of(raw.parent / "root/curated/s", "judge") / "counts" / "000001.json"
-        counts.write_text(json.dumps({**json.loads(counts.read_text()), "digest": "other"}))
+        counts.write_text(json.dumps({**json.loads(counts.read_text()), "output_digest": "other"}))
 
     monkeypatch.setattr(Rank, "reduce", reduce)
     monkeypatch.setattr(Rank, "open", lambda *_: (0, collections.defaultdict(int)))
@@ -420,6 +476,24 @@ def test_a_full_disk_while_documents_are_written(raw, monkeypatch):
     folder = raw.parent / "root" / "curated" / "s"
     assert not list(folder.glob("*/documents/*"))
     assert run(config(raw)).funnel["documents"] == 9
+
+
+@pytest.mark.parametrize(
+    ("fail", "left", "told"),
+    [
+        ("disk", "an empty file", "OSError: .* No space left on device; logs in"),
+        ("endpoint", "nothing", "http://x.*does not answer"),
+    ],
+)
+def test_trouble_is_told_where_a_full_disk_has_no_room_to_write_it_down(raw, monkeypatch, fail, left, told):
+    def tell(logs, error):
+        if left == "nothing":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        (logs / executors._ERROR_FILE).touch()
+
+    monkeypatch.setattr(executors, "_tell", tell)
+    with pytest.raises(DataError, match=told):
+        run(config(raw, (RECIPE[0], Step("shout", fail=fail))))
 
 
 class Lost(io.BytesIO):
