@@ -50,7 +50,7 @@ def print_cards(config: CurationConfig | Experiment, as_json: bool = False, cons
         "domain": [card["domain"] for card in cards],
         "tokens": [show_tokens(card["tokens"]) for card in cards],
         "level": [card["level"] for card in cards],
-        "reached": [card["level_reached"] or "" for card in cards],
+        "reached": ["" if card["documents"] is None else card["level_reached"] or "none" for card in cards],
         "stages": [show_stages(card["stages"]) for card in cards],
         "documents": ["" if card["documents"] is None else f"{card['documents']:,}" for card in cards],
         "licences": [", ".join(card["licences"] or ()) for card in cards],

@@ -124,7 +124,7 @@ def _facts(cards: list[dict[str, Any]]) -> list[tuple[str, str]]:
         ("sources", f"{len(made)} of {len(cards)} made"),
         ("documents", f"{sum(card['documents'] for card in made):,}"),
         ("tokens", show_tokens(sum(card["tokens"] for card in made))),
-        ("highest level", max((card["level_reached"] for card in made), default="none")),
+        ("highest level", max((card["level_reached"] for card in made if card["level_reached"]), default="none")),
     ]
 
 

@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -25,6 +26,11 @@ from davinci_jax.errors import DataError
 from davinci_jax.experiment import to_dict
 from davinci_jax.experiment.curation import CuratedSource, CurationConfig
 from davinci_jax.files import write_atomically
+
+if TYPE_CHECKING:
+    from datatrove.executor.base import PipelineExecutor
+
+CURRENT = "current"  # the link to the newest result of a source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +87,15 @@ def prepare(config: CurationConfig, source: CuratedSource) -> Prepared:
 
     Raises:
       ConfigError: an unknown operation, parameter, kind of input or option.
-      DataError: an input is not there.
+      DataError: an input is not there, or something else is in the place of the result.
     """
     operations = _operations(source)
+    folder = source_folder(config, source.name)
+    _check_link(folder / CURRENT)
     readers = tuple(build_reader(given, field(source, given)) for given in source.inputs)
     plan = make_plan(source, build_reader, config.task_bytes)
     stages = tuple(split(source, plan, readers, operations))
-    return Prepared(source, source_folder(config, source.name), readers, plan, stages)
+    return Prepared(source, folder, readers, plan, stages)
 
 
 def source_folder(config: CurationConfig, name: str) -> pathlib.Path:
@@ -114,6 +122,7 @@ def curate(config: CurationConfig, console: Console | None = None) -> list[Curat
     """
     console = console or Console()
     check(config)
+    _look_ahead(config)
     results, handed = [], []
     for n, source in enumerate(config.sources):
         result = None
@@ -121,7 +130,7 @@ def curate(config: CurationConfig, console: Console | None = None) -> list[Curat
             again = "start the same command again when that is made"
             console.print(f"{source.name}: waits for {', '.join(waits)}; {again}", highlight=False, soft_wrap=True)
         else:
-            with _lock(source_folder(config, source.name)):
+            with _lock(config, source_folder(config, source.name)):
                 result = _curate_source(config, prepare(config, source), console)
         (handed if result is None else results).append(result or source.name)
     if len(results) == len(config.sources):
@@ -180,7 +189,7 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
     if known is None or built:
         known = _finish(prepared, [all_counts(job.paths, tasks) for job in jobs])
     _write_card(prepared, known)
-    funnels.point(prepared.folder / "current", prepared.result.name)
+    funnels.point(prepared.folder / CURRENT, prepared.result.name)
     if built:
         console.print(funnels.show_funnel(known["steps"]), highlight=False, markup=False, soft_wrap=True)
     state = "made" if built else "up to date"
@@ -193,7 +202,9 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
     return Curated(name, prepared.result, known, built)
 
 
-def _run_stages(config: CurationConfig, prepared: Prepared, jobs: Sequence[StageJob], console: Console) -> Any:
+def _run_stages(
+    config: CurationConfig, prepared: Prepared, jobs: Sequence[StageJob], console: Console
+) -> PipelineExecutor | None:
     """Runs what is left of the stages of a source, in order; returns the last executor."""
     from davinci_jax.curation.engine import works
     from davinci_jax.curation.executors import execute
@@ -268,8 +279,9 @@ def _write_card(prepared: Prepared, funnel: dict[str, Any]) -> None:
         "name": source.name,
         "domain": source.domain,
         "level": source.level,
-        # Documents may have come with a level above the recipe's; the source has reached what all of them have.
-        "level_reached": min(funnel["levels"], default=max(step["level"] for step in funnel["steps"])),
+        # Documents may have come with a level above the recipe's; the source has reached what all of them have. Where
+        # there are none it has reached no level, whatever the recipe.
+        "level_reached": min(funnel["levels"], default=None),
         "stages": None if source.stages is None else list(source.stages),
         "note": source.note,
         **{name: funnel[name] for name in ("documents", "bytes", "tokens", "tokens_by", "licences", "levels")},
@@ -298,13 +310,43 @@ def _unmade(
     config: CurationConfig, source: CuratedSource, earlier: Sequence[CuratedSource], handed: Sequence[str] = ()
 ) -> list[str]:
     """Returns the earlier sources that a source reads and that have no result yet, or whose new one is on its way."""
-    folders = {other.name: source_folder(config, other.name) / "current" for other in earlier}
-    read = [pathlib.Path(given.path) for given in source.inputs]
+    folders = {other.name: source_folder(config, other.name) for other in earlier}
     return [
         name
         for name, folder in folders.items()
-        if (name in handed or not folder.exists()) and any(path.is_relative_to(folder) for path in read)
+        if (name in handed or not os.path.exists(folder / CURRENT))
+        and any(_is_result_of(folder, given.path) for given in source.inputs)
     ]
+
+
+def _is_result_of(folder: pathlib.Path, path: str) -> bool:
+    """Whether a path leads through the link to the newest result of a source, however it is written."""
+    place, folder = pathlib.Path(path).absolute(), folder.resolve()
+    return any(part.name == CURRENT and part.parent.resolve() == folder for part in (place, *place.parents))
+
+
+def _look_ahead(config: CurationConfig) -> None:
+    """Looks at what later sources read, so that what is missing is told before the first has run for days.
+
+    What other sources have yet to make is left out; the first source is looked at when its turn comes, which is now.
+
+    Raises:
+      ConfigError, DataError: as `prepare` does.
+    """
+    for n, source in enumerate(config.sources[1:], 1):
+        folders = [source_folder(config, name) for name in _unmade(config, source, config.sources[:n])]
+        there = [given for given in source.inputs if not any(_is_result_of(folder, given.path) for folder in folders)]
+        if there:
+            prepare(config, dataclasses.replace(source, inputs=tuple(there)))
+        else:
+            for operation in _operations(source):
+                operation.parameters()  # which asks for the files that they name
+
+
+def _check_link(link: pathlib.Path) -> None:
+    """Raises `DataError` where something else is in the place of the link to the newest result."""
+    if os.path.lexists(link) and not link.is_symlink():
+        raise DataError(str(link), None, "is no link to the newest result of the source", "move it out of the way")
 
 
 def _absolute(path: str) -> str:
@@ -331,9 +373,20 @@ def _write_plan(paths: Paths, plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _lock(folder: pathlib.Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+def _lock(config: CurationConfig, folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes off a source.
+
+    Raises:
+      DataError: another one is at work on it, or its folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        problem = f"cannot hold {folder} ({error.strerror})"
+        remedy = "name a folder that can be made and written, and shorter names if they are too long"
+        raise DataError("curation.root", config.root, problem, remedy) from error
+    with lock:
         try:
             # A lock of this process alone: one of the file would live on in children that outlive a kill.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,8 @@
 """Curation of a small planted package: every reject exact, every span in place, twice the same."""
 
+import dataclasses
 import gzip
+import io
 import json
 import pathlib
 
@@ -11,7 +13,7 @@ from davinci_jax.curation import readers, stages
 from davinci_jax.curation.documents import document_files, documents_path
 from davinci_jax.curation.installation import Package
 from davinci_jax.curation.recipes import builtin_sources
-from davinci_jax.curation.run import curate
+from davinci_jax.curation.run import curate, show_plan
 from davinci_jax.errors import ConfigError, DataError
 from davinci_jax.experiment import (
     Batch,
@@ -23,6 +25,7 @@ from davinci_jax.experiment import (
     Source,
     Stage,
 )
+from davinci_jax.experiment.curation import CuratedSource, CurationConfig, Input, Step
 
 LONG = "This sentence is here so that the text is longer than the rule for short documents asks for, by far.\n"
 COMMENT = "# " + LONG
@@ -320,3 +323,80 @@ def test_where_the_documents_of_a_source_lie():
         "/data/mine/a.jsonl",
         "/elsewhere",
     ]
+
+
+def folder_source(name, *paths):
+    inputs = tuple(Input(kind="folder", path=str(path), name=f"in{n}") for n, path in enumerate(paths))
+    return CuratedSource(name=name, domain="D", level="L1", inputs=inputs, recipe=(Step("decode-utf8"),))
+
+
+@pytest.fixture
+def texts(tmp_path, monkeypatch):
+    """A folder with a text; the command runs in the folder above it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("text a")
+    return tmp_path / "texts"
+
+
+def test_what_a_later_source_lacks_is_told_before_the_first_is_made(tmp_path, texts):
+    first = folder_source("first", texts)
+    made = tmp_path / "root/curated/first/current/documents"
+    bad = Step("drop-urls", domains_file=str(tmp_path / "nothing"))
+    for second in (
+        folder_source("second", tmp_path / "nothing"),
+        folder_source("second", made, tmp_path / "nothing"),  # of which one input is made by then
+        dataclasses.replace(folder_source("second", made), recipe=(bad,)),
+        dataclasses.replace(folder_source("second", made), recipe=(Step("decontaminate", benchmarks=["nothing"]),)),
+    ):
+        with pytest.raises(DataError, match="nothing"):
+            curate(CurationConfig(root="root", sources=(first, second), workers=1), Console(quiet=True))
+        assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("root", ["root", "./texts/../root", "{}/root", "{}/link"])
+@pytest.mark.parametrize("path", ["root", "{}/root", "texts/../root", "link"])
+def test_a_source_waits_for_an_earlier_one_however_its_path_is_written(tmp_path, texts, root, path):
+    (tmp_path / "link").symlink_to(tmp_path / "root")
+    (tmp_path / "root").mkdir()
+    made = f"{path.format(tmp_path)}/curated/first/current/documents"
+    second = CuratedSource(
+        name="second", domain="D", level="L1", inputs=(Input(kind="documents", path=made),), recipe=()
+    )
+    config = CurationConfig(root=root.format(tmp_path), sources=(folder_source("first", texts), second), workers=1)
+    show_plan(config, Console(file=(out := io.StringIO()), width=1000))
+    assert "goes on from first, not there yet" in out.getvalue()
+    assert [result.funnel["documents"] for result in curate(config, Console(quiet=True))] == [1, 1]
+    show_plan(config, Console(file=(out := io.StringIO()), width=1000))
+    assert "not there yet" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("root", "told"),
+    [
+        ("/proc/nothing", "No such file or directory"),
+        ("texts/a.txt/root", "Not a directory"),
+        ("r" * 300, "File name too long"),
+        ("/proc/self", "curated"),
+    ],
+)
+def test_a_root_that_cannot_hold_results_is_told(texts, root, told):
+    config = CurationConfig(root=root, sources=(folder_source("s", texts), folder_source("t", texts)), workers=1)
+    with pytest.raises(DataError, match=f"curation.root = .*: cannot hold .*{told}.*name a folder"):
+        curate(config, Console(quiet=True))
+
+
+def test_a_source_name_that_is_too_long_is_told(texts):
+    sources = (folder_source("s" * 300, texts), folder_source("t", texts))
+    with pytest.raises(DataError, match=r"cannot hold .*File name too long.*shorter names"):
+        curate(CurationConfig(root="root", sources=sources, workers=1), Console(quiet=True))
+
+
+def test_a_folder_in_the_place_of_the_link_to_the_result_is_told_before_anything_runs(tmp_path, texts):
+    config = CurationConfig(root="root", sources=(folder_source("s", texts), folder_source("t", texts)), workers=1)
+    (tmp_path / "root/curated/t/current").mkdir(parents=True)
+    with pytest.raises(DataError, match="t/current: is no link to the newest result"):
+        curate(config, Console(quiet=True))
+    assert not (tmp_path / "root/curated/s").exists()
+    (tmp_path / "root/curated/t/current").rmdir()
+    assert len(curate(config, Console(quiet=True))) == 2
