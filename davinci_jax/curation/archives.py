@@ -13,10 +13,9 @@ import zipfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+from davinci_jax.curation import unpacking
 from davinci_jax.curation.places import ARCHIVES, decompressed
 
-RATIO = 200  # bytes that one byte of an archive may stand for; text compresses 3 to 30 times
-_ALLOWANCE = 64 * 2**20  # a small archive may hold this much whatever its ratio
 _HEADERS = 2**18  # bytes of a tar's headers before a member, which `tarfile` reads whole into memory
 _NAME = 4096  # bytes of a name; the longest path that Linux opens
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of the others `zipfile` unpacks whole chunks, without a bound
@@ -28,10 +27,6 @@ class Member(NamedTuple):
     name: str
     raw: bytes
     refused: str = ""
-
-
-class Bomb(Exception):
-    """An archive that unpacks to more than it may."""
 
 
 def is_archive(name: str) -> bool:
@@ -53,12 +48,12 @@ def members(stream: BinaryIO, name: str, size: int, max_bytes: int) -> Iterator[
       zipfile.BadZipFile, tarfile.TarError, OSError, EOFError: a damaged archive; members before the damage have been
         yielded.
     """
-    budget = max(_ALLOWANCE, RATIO * size)
-    excess = f"an archive of {size} bytes holds more than {RATIO} times as much"
+    limit = unpacking.budget(size)
+    excess = f"an archive of {size} bytes holds more than {unpacking.RATIO} times as much"
     if name.lower().endswith(".zip"):
-        yield from _zip(stream, max_bytes, budget, excess)
+        yield from _zip(stream, max_bytes, limit, excess)
     else:
-        yield from _tar(stream, name, max_bytes, budget, excess)
+        yield from _tar(stream, name, max_bytes, limit, excess)
 
 
 def unsafe(name: str) -> str:
@@ -89,11 +84,11 @@ class _Metered:
         raw = self._stream.read(count)
         self._taken += len(raw)
         if self._taken > self.limit:
-            raise Bomb(self.excess)
+            raise unpacking.Bomb(self.excess)
         return raw
 
 
-def _zip(stream: BinaryIO, max_bytes: int, budget: int, excess: str) -> Iterator[Member]:
+def _zip(stream: BinaryIO, max_bytes: int, limit: int, excess: str) -> Iterator[Member]:
     with zipfile.ZipFile(stream) as archive:
         for info in archive.infolist():
             name = _printable(info.filename)
@@ -106,19 +101,19 @@ def _zip(stream: BinaryIO, max_bytes: int, budget: int, excess: str) -> Iterator
                 continue
             with archive.open(info) as member:
                 found, taken = _bounded(name, member, max_bytes)
-            budget -= taken
-            if budget < 0:
-                raise Bomb(excess)
+            limit -= taken
+            if limit < 0:
+                raise unpacking.Bomb(excess)
             yield found
 
 
-def _tar(stream: BinaryIO, name: str, max_bytes: int, budget: int, excess: str) -> Iterator[Member]:
+def _tar(stream: BinaryIO, name: str, max_bytes: int, limit: int, excess: str) -> Iterator[Member]:
     plain, _ = decompressed(stream, "tar.gz" if name.lower().endswith(".tgz") else name)
     headers = f"its headers have more than {_HEADERS} bytes"
     metered = _Metered(plain, _HEADERS, headers)
     with tarfile.open(fileobj=metered, mode="r|", bufsize=tarfile.RECORDSIZE) as archive:
         while (info := archive.next()) is not None:
-            metered.limit, metered.excess = budget, excess
+            metered.limit, metered.excess = limit, excess
             found = _tar_member(archive, info, max_bytes)
             if found is not None:
                 yield found
@@ -126,7 +121,7 @@ def _tar(stream: BinaryIO, name: str, max_bytes: int, budget: int, excess: str) 
             archive.members.clear()
             archive.pax_headers.clear()
             before_headers = archive.offset + tarfile.RECORDSIZE
-            if before_headers + _HEADERS < budget:
+            if before_headers + _HEADERS < limit:
                 metered.limit, metered.excess = before_headers + _HEADERS, headers
 
 

@@ -92,12 +92,12 @@ class Place:
             raise DataError(self.field, self.path, "does not exist", "name a file or folder that does")
         top, found = root.resolve(), []
         unread: list[OSError] = []
-        for folder, folders, files in os.walk(root, onerror=unread.append):
+        for name, folders, files in os.walk(root, onerror=unread.append):
             folders.sort()
-            found += [
-                _local_item(top, pathlib.Path(folder, name), (pathlib.Path(folder) / name).relative_to(root).as_posix())
-                for name in files
-            ]
+            folder = pathlib.Path(name)
+            found += [_local_item(top, folder / file, (folder / file).relative_to(root).as_posix()) for file in files]
+            linked = ((folder / inner).relative_to(root) for inner in folders if (folder / inner).is_symlink())
+            found += [Item(f"{_shown(link.as_posix())}/", 0, refused="is a link to a folder") for link in linked]
         return found + [self._unread(root, error) for error in unread]
 
     def _unread(self, root: pathlib.Path, error: OSError) -> Item:

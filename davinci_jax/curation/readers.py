@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import datetime
-import gzip
 import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -15,6 +14,7 @@ from davinci_jax.curation.documents import Document
 from davinci_jax.curation.inputs import MAX_BYTES, Acquired, no_files
 from davinci_jax.curation.installation import find_package
 from davinci_jax.curation.places import COMPRESSED, Item, Place, decompressed
+from davinci_jax.curation.unpacking import check, unpacked
 from davinci_jax.errors import DataError
 from davinci_jax.experiment.data import LEVELS
 
@@ -43,12 +43,7 @@ class FolderReader(_Reader):
     name = "read-folder"
 
     def items(self, place: Place) -> list[Item]:
-        # A folder that cannot be listed may hold anything: it is a reject whatever the endings.
-        found = [
-            item
-            for item in place.items()
-            if self._wanted(item.path) or self._opens(item.path) or (item.refused and item.path.endswith("/"))
-        ]
+        found = [item for item in place.items() if self._wanted(item.path) or self._opens(item.path) or _unlisted(item)]
         if not found:
             raise no_files(place, f"file that ends in {' or '.join(self.suffixes)}")
         return found
@@ -115,7 +110,7 @@ class JsonlReader(_Reader):
 
     def read(self, place: Place, item: Item) -> Iterator[Acquired]:
         with place.open(item) as stream:
-            plain, _ = decompressed(stream, item.path)
+            plain = unpacked(stream, item.path, item.size)
             for number, line in enumerate(_lines(plain, self.max_bytes), 1):
                 if line is None:
                     yield Acquired(f"{item.path}#{number}", refused=f"line of more than {self.max_bytes} bytes")
@@ -157,9 +152,14 @@ class ParquetReader(_Reader):
     def read(self, place: Place, item: Item) -> Iterator[Acquired]:
         import pyarrow.parquet
 
-        number = 0
+        number = taken = 0
         with place.open(item) as stream:
-            for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=_TABLE_ROWS):
+            table = pyarrow.parquet.ParquetFile(stream)
+            groups = (table.metadata.row_group(n) for n in range(table.num_row_groups))
+            check(sum(group.total_byte_size for group in groups), item.size)
+            for batch in table.iter_batches(batch_size=_TABLE_ROWS):
+                taken += batch.nbytes  # a word of a dictionary may stand in every row
+                check(taken, item.size)
                 for fields in batch.to_pylist():
                     number += 1
                     plain = {name: _plain(value) for name, value in fields.items()}
@@ -186,7 +186,9 @@ class WarcReader(_Reader):
         from fastwarc.warc import ArchiveIterator, WarcRecordType
 
         with place.open(item) as stream:
-            for record in ArchiveIterator(stream, record_types=WarcRecordType.response, parse_http=True):
+            # The library would unpack as much as there is; lz4, which it reads itself, makes 255 times its size.
+            plain = _Quiet(unpacked(stream, item.path, item.size))
+            for record in ArchiveIterator(plain, record_types=WarcRecordType.response, parse_http=True):
                 kind = (record.http_content_type or "").lower()
                 if not kind.startswith(self.types):
                     continue
@@ -200,6 +202,27 @@ class WarcReader(_Reader):
                 name = (record.record_id or f"{item.path}@{record.stream_pos}").removeprefix("urn:uuid:")
                 refused = f"more than {self.max_bytes} bytes" if len(raw) > self.max_bytes else ""
                 yield Acquired(name, raw=b"" if refused else raw, metadata=metadata, refused=refused)
+            if plain.error:
+                raise plain.error
+
+
+class _Quiet:
+    """A stream that ends where it raises: what reads WARC files does not survive an exception of its stream."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream, self._place = stream, 0
+        self.error: Exception | None = None
+
+    def read(self, count: int) -> bytes:
+        try:
+            found = b"" if self.error else self._stream.read(count)
+        except Exception as error:
+            self.error, found = error, b""
+        self._place += len(found)
+        return found
+
+    def tell(self) -> int:
+        return self._place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +241,7 @@ class DocumentsReader(_Reader):
 
     def read(self, place: Place, item: Item) -> Iterator[Acquired | Document]:
         with place.open(item) as stream:
-            plain = gzip.GzipFile(fileobj=stream) if item.path.endswith(".gz") else stream
+            plain = unpacked(stream, item.path, item.size)
             for number, line in enumerate(_lines(plain, self.max_bytes), 1):
                 name = f"{item.path}#{number}"
                 if line is None:
@@ -259,8 +282,13 @@ class PackageReader(_Reader):
         yield Acquired(item.path, raw=raw, licence=package.licence, provenance=provenance)
 
 
+def _unlisted(item: Item) -> bool:
+    """Whether this is a folder that cannot be listed, or is none of ours: it may hold files of any ending."""
+    return bool(item.refused) and item.path.endswith("/")
+
+
 def _ending(place: Place, endings: tuple[str, ...], what: str) -> list[Item]:
-    found = [item for item in place.items() if item.path.lower().endswith(endings)]
+    found = [item for item in place.items() if item.path.lower().endswith(endings) or _unlisted(item)]
     if not found:
         raise no_files(place, what)
     return found

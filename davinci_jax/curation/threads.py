@@ -22,7 +22,8 @@ from davinci_jax.curation.documents import Document
 from davinci_jax.curation.html import mark_structure
 from davinci_jax.curation.inputs import Acquired, no_files
 from davinci_jax.curation.pipeline import Reject
-from davinci_jax.curation.places import COMPRESSED, Item, Place, decompressed
+from davinci_jax.curation.places import COMPRESSED, Item, Place
+from davinci_jax.curation.unpacking import unpacked
 from davinci_jax.curation.versions import installed
 from davinci_jax.errors import ConfigError, DataError
 
@@ -70,7 +71,7 @@ class StackExchangeReader:
 
     def read(self, place: Place, item: Item) -> Iterator[Acquired]:
         with tempfile.TemporaryDirectory(prefix="threads-") as folder, place.open(item) as stream:
-            plain, _ = decompressed(stream, item.path)
+            plain = unpacked(stream, item.path, item.size)
             # A dump compresses about six times.
             size = item.size * (6 if item.path.lower().endswith(COMPRESSED) else 1)
             count = min(size // _BUCKET_BYTES + 1, _MOST_BUCKETS)

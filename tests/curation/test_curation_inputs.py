@@ -23,7 +23,8 @@ from hypothesis import given as cases
 from hypothesis import strategies as st
 from raw_files import git, warc
 
-from davinci_jax.curation import archives, inputs, readers
+from davinci_jax.curation import archives, inputs, readers, unpacking
+from davinci_jax.curation.documents import Document
 from davinci_jax.curation.inputs import acquire, make_plan
 from davinci_jax.curation.registry import build_reader
 from davinci_jax.errors import DataError
@@ -99,11 +100,24 @@ def test_what_is_no_file_of_the_folder_is_refused(tmp_path):
     assert sorted(documents) == ["in/good.txt", "in/inner.txt"]
     assert rejects == {
         "in/link.txt": "is a link that leads out of the folder",
+        "in/linked/": "is a link to a folder",
         "in/broken.txt": "cannot be read (No such file or directory)",
         "in/empty.txt": "empty",
         "in/pipe.txt": "is no regular file",
         "in/caf\\xe9.txt": "has a name that is not UTF-8",
     }
+
+
+def test_a_link_to_a_folder_is_told_whatever_is_read(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "in/sub").mkdir(parents=True)
+    (tmp_path / "in/sub/linked").symlink_to(tmp_path / "outside")
+    (tmp_path / "in/a.jsonl").write_text('{"text": "x"}')
+    (tmp_path / "in/a.html").write_text("<p>")
+    for kind in ("jsonl", "html"):
+        documents, rejects = read(kind, tmp_path / "in")
+        assert len(documents) == 1
+        assert rejects == {"in/sub/linked/": "is a link to a folder"}
 
 
 def test_a_file_that_vanished_or_cannot_be_read_is_a_reject(tmp_path, monkeypatch):
@@ -253,24 +267,24 @@ def test_archives_are_read_and_never_unpacked(tmp_path, ending):
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["zip", "tar.gz"])
 def test_a_bomb_ends_where_it_passes_its_bound(tmp_path, monkeypatch, ending):
-    monkeypatch.setattr(archives, "_ALLOWANCE", 2**20)
+    monkeypatch.setattr(unpacking, "ALLOWANCE", 2**20)
     members = {f"{n:03d}.txt": bytes(2**20) for n in range(60)}
     file = tmp_path / f"bomb.{ending}"
     if ending == "zip":
         write_zip(file, members)
     else:
         write_tar(file, members, "w:gz")
-    limit = max(2**20, archives.RATIO * file.stat().st_size)
+    limit = max(2**20, unpacking.RATIO * file.stat().st_size)
     documents, rejects = read("folder", tmp_path)
     assert sum(len(document.raw) for document in documents.values()) <= limit
     [reason] = rejects.values()
-    assert f"holds more than {archives.RATIO} times as much" in reason
+    assert f"holds more than {unpacking.RATIO} times as much" in reason
 
 
 @pytest.mark.parametrize("ending", ["zip", "tar.gz"])
 def test_members_that_are_refused_count_towards_the_bound(tmp_path, monkeypatch, ending):
-    monkeypatch.setattr(archives, "_ALLOWANCE", 2**17)
-    monkeypatch.setattr(archives, "RATIO", 10)
+    monkeypatch.setattr(unpacking, "ALLOWANCE", 2**17)
+    monkeypatch.setattr(unpacking, "RATIO", 10)
     members = {f"{n:03d}.txt": bytes(2**15) for n in range(60)}
     file = tmp_path / f"bomb.{ending}"
     if ending == "zip":
@@ -281,6 +295,57 @@ def test_members_that_are_refused_count_towards_the_bound(tmp_path, monkeypatch,
     assert "holds more than 10 times as much" in rejects.pop(f"in/{file.name}")
     assert set(rejects.values()) == {"more than 16384 bytes"}
     assert len(rejects) < 20
+
+
+def hostile_file(folder, kind, count):
+    """A file of one kind whose documents are all alike, some a thousand times longer than it."""
+    text = "a" * 2**17
+    if kind in ("jsonl", "documents"):
+        file = folder / "a.jsonl.gz"
+        file.write_bytes(gzip.compress("".join(f"{Document(str(n), text).to_json()}\n" for n in range(count)).encode()))
+    elif kind == "stack-exchange":
+        file = folder / "Posts.xml.gz"
+        rows = "".join(f'<row Id="{n}" PostTypeId="1" Title="{text}" />\n' for n in range(count))
+        file.write_bytes(gzip.compress(f"<posts>{rows}</posts>".encode()))
+    elif kind == "warc":
+        file = folder / "a.warc.gz"
+        file.write_bytes(warc(*[("response", f"http://x/{n}", b"text/html", text.encode()) for n in range(count)]))
+    else:
+        file = folder / "a.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"text": [text] * count}), file, use_dictionary=kind == "parquet")
+    return file
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "documents", "stack-exchange", "warc", "parquet", "parquet-plain"])
+def test_a_file_of_lines_or_records_may_not_unpack_to_any_amount(tmp_path, monkeypatch, kind):
+    file = hostile_file(tmp_path, kind, 40)
+    packed, declared, kind = file.stat().st_size, kind == "parquet-plain", kind.split("-plain")[0]
+    assert packed < 2**18
+    legitimate = read(kind, tmp_path)  # it is small
+    monkeypatch.setattr(unpacking, "ALLOWANCE", 2**21)
+    monkeypatch.setattr(readers, "_TABLE_ROWS", 4)
+    monkeypatch.setattr(unpacking, "RATIO", 10)
+    documents, rejects = read(kind, tmp_path)
+    assert sum(len(document.raw or document.text) for document in documents.values()) <= (0 if declared else 2**21)
+    assert f"a file of {packed} bytes unpacks to more than 10 times as much" in rejects[f"in/{file.name}"]
+    assert len(legitimate[0]) == 40
+    assert not legitimate[1]
+
+
+def test_where_no_size_is_known_what_was_read_counts(monkeypatch):
+    monkeypatch.setattr(unpacking, "ALLOWANCE", 2**10)
+    data = os.urandom(2**18)
+    assert unpacking.unpacked(io.BytesIO(gzip.compress(data)), "a.gz", 0).read() == data
+    with pytest.raises(unpacking.Bomb):
+        unpacking.unpacked(io.BytesIO(gzip.compress(bytes(2**24))), "a.gz", 0).read()
+
+
+def test_lines_before_a_damage_are_read(tmp_path):
+    lines = "".join(json.dumps({"id": str(n), "text": os.urandom(30).hex()}) + "\n" for n in range(4000)).encode()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines)[:-1000])
+    documents, rejects = read("jsonl", tmp_path)
+    assert len(documents) > 3900
+    assert "EOFError" in rejects["in/a.jsonl.gz"]
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
