@@ -77,8 +77,7 @@ class Jax:
 
     def _step(self, model, opt_state, *batch):
         def loss(model):
-            nll, _ = decoders.token_losses(model, *batch)
-            return nll.sum() / (batch[1] >= 0).sum()
+            return decoders.training_loss(model, *batch)[0] / (batch[1] >= 0).sum()
 
         value, grads = jax.value_and_grad(loss)(model)
         updates, opt_state = self.optimizer.update(grads, opt_state, model)

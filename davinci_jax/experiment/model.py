@@ -133,7 +133,8 @@ class ModelConfig:
       remat: what the backward pass keeps of a block: "none" recomputes nothing, "save_mlp" keeps all matrix
         products, "save_attention" keeps q, k, v and the attention output, "full" keeps the block's input only;
         with experts all of them keep the router's logits too.
-      loss_chunk: tokens per chunk of the cross-entropy; bounds the logits held at once.
+      loss_chunk: tokens per chunk of the cross-entropy, which bounds the logits held at once; the kernels of TPUs have
+        blocks of their own.
       z_loss: weight of the squared log-partition (PaLM, Chowdhery et al. 2022); 0 leaves it out.
     """
 

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -178,15 +179,38 @@ def token_losses(
       (nll, lse_squared), both [B, T] float32, 0 where the label is -1: the negative log-likelihood in nats, and
       the squared log-partition that z-loss weighs.
     """
-    return _head_losses(decoder, decoder.hidden(tokens, segment_ids, positions), labels)
+
+    def losses(x: jax.Array, head: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        nll, lse_squared = ops.cross_entropy(_flat(x), head, labels.reshape(-1), decoder.config.loss_chunk)
+        return nll.reshape(labels.shape), lse_squared.reshape(labels.shape)
+
+    each = sharding.spec("batch", "sequence")
+    return _on_each_device(losses, decoder, decoder.hidden(tokens, segment_ids, positions), labels, (each, each))
 
 
-def training_losses(
+def training_loss(
     decoder: Decoder, tokens: jax.Array, labels: jax.Array, segment_ids: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array, Load | None]:
-    """`token_losses` of a training step, in which experts may be full, and the load of the experts of each layer."""
+    """The loss of a training step, in which experts may be full.
+
+    Args:
+      decoder, tokens, labels, segment_ids, positions: see `token_losses`.
+
+    Returns:
+      The sum over all targets of nll + z_loss lse^2, a float32 scalar, whose gradients need no logits twice; nll
+      [B, T], through which no gradient flows; and the load of the experts of each layer, if it has some.
+    """
     x, load = decoder.hidden_and_load(tokens, segment_ids, positions, training=True)
-    return *_head_losses(decoder, x, labels), load
+    each = sharding.spec("batch", "sequence")
+    axes = tuple(axis for entry in each for axis in ((entry,) if isinstance(entry, str) else entry or ()))
+
+    def losses(x: jax.Array, head: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        config = decoder.config
+        total, nll = ops.cross_entropy_sum(_flat(x), head, labels.reshape(-1), config.loss_chunk, config.z_loss)
+        alone = jax.sharding.get_abstract_mesh().empty
+        return total if alone else jax.lax.psum(total, axes), nll.reshape(labels.shape)
+
+    return *_on_each_device(losses, decoder, x, labels, (PartitionSpec(), each)), load
 
 
 def rebalance(decoder: Decoder, counts: jax.Array) -> Decoder:
@@ -212,10 +236,11 @@ def is_state(path: tuple) -> bool:
     return any(getattr(key, "name", None) == "balance" for key in path)
 
 
-def _head_losses(decoder: Decoder, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(nll, lse_squared) of the output head on hidden states [B, T, D]."""
+def _on_each_device(
+    losses: Callable, decoder: Decoder, x: jax.Array, labels: jax.Array, out_specs: tuple[PartitionSpec, ...]
+) -> tuple[jax.Array, ...]:
+    """`losses(x, head, labels)` on each device's own tokens, for the output head on hidden states [B, T, D]."""
     head = decoder.output_embedding()
-    losses = functools.partial(_losses, chunk=decoder.config.loss_chunk)
     if jax.sharding.get_abstract_mesh().empty:
         return losses(x, head, labels)
     fsdp = sharding.RULES["embed"]
@@ -230,10 +255,9 @@ def _head_losses(decoder: Decoder, x: jax.Array, labels: jax.Array) -> tuple[jax
         return losses(x, head, labels)
 
     head_spec = PartitionSpec(None, fsdp)
-    run = jax.shard_map(local, in_specs=(x_spec, head_spec, tokens_spec), out_specs=(tokens_spec, tokens_spec))
+    run = jax.shard_map(local, in_specs=(x_spec, head_spec, tokens_spec), out_specs=out_specs)
     return run(x, jax.sharding.reshard(head, head_spec), jax.sharding.reshard(labels, tokens_spec))
 
 
-def _losses(x: jax.Array, head: jax.Array, labels: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-    nll, lse_squared = ops.cross_entropy(x.reshape(-1, x.shape[-1]), head, labels.reshape(-1), chunk)
-    return nll.reshape(labels.shape), lse_squared.reshape(labels.shape)
+def _flat(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, x.shape[-1])

@@ -4,7 +4,7 @@ Each op is the place where a kernel is chosen for the device it runs on.
 """
 
 from davinci_jax.ops.attention import attention, masked_attention
-from davinci_jax.ops.cross_entropy import cross_entropy
+from davinci_jax.ops.cross_entropy import cross_entropy, cross_entropy_sum
 from davinci_jax.ops.embedding import embedding_lookup
 from davinci_jax.ops.linear import linear
 from davinci_jax.ops.moe import (
@@ -24,6 +24,7 @@ __all__ = [
     "apply_rope",
     "attention",
     "cross_entropy",
+    "cross_entropy_sum",
     "embedding_lookup",
     "gather_weight",
     "linear",

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from davinci_jax.data.batch import Batch
 from davinci_jax.experiment import ModelConfig
 from davinci_jax.layers import Load
-from davinci_jax.models.decoder import Decoder, rebalance, training_losses
+from davinci_jax.models.decoder import Decoder, rebalance, training_loss
 from davinci_jax.training.state import TrainState
 
 StepFunction = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
@@ -77,8 +77,8 @@ def _accumulate(
 
     def loss(model: Decoder, micro: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         arrays = (micro.tokens, micro.labels, micro.segment_ids, micro.positions)
-        nll, lse_squared, load = training_losses(model, *arrays)
-        total, sums = nll.sum() + config.z_loss * lse_squared.sum(), _source_sums(nll, micro, num_sources)
+        total, nll, load = training_loss(model, *arrays)
+        sums = _source_sums(nll, micro, num_sources)
         if load is not None:
             sums |= _expert_sums(load, sums["targets"].sum())
             total += config.moe.aux_loss * sums["expert_balance_loss"].sum()

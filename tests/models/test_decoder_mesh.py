@@ -31,13 +31,14 @@ def config(**changes):
         init_std=0.2,
         compute_dtype="float32",
         loss_chunk=24,
+        z_loss=1e-2,
         **changes,
     )
 
 
 def loss(model, tokens, labels, segments, positions):
-    nll, lse_squared = decoders.token_losses(model, tokens, labels, segments, positions)
-    return nll.sum() / (labels >= 0).sum() + 1e-2 * lse_squared.mean(), nll
+    total, nll, _ = decoders.training_loss(model, tokens, labels, segments, positions)
+    return total / (labels >= 0).sum(), nll
 
 
 @functools.cache

@@ -41,9 +41,9 @@ def batch():
 
 
 def loss(model, *arrays):
-    nll, _, load = decoders.training_losses(model, *arrays)
+    total, nll, load = decoders.training_loss(model, *arrays)
     moe = model.config.moe
-    return nll.mean() + moe.aux_loss * load.balance_loss.sum() + moe.router_z_loss * load.z_loss.sum(), load
+    return total / nll.size + moe.aux_loss * load.balance_loss.sum() + moe.router_z_loss * load.z_loss.sum(), load
 
 
 @functools.cache

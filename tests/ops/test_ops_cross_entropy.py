@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from davinci_jax import ops
+from pallas_kernels import target
 
 N, D, V = 37, 12, 50
 
@@ -47,6 +48,44 @@ def test_values_and_gradients_equal_the_reference(chunk):
     for got, want in zip(run(x, head, cotangents), reference(x, head, labels, dnll, dlse_squared), strict=True):
         assert got.dtype == jnp.float32
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [8, N])
+def test_the_sum_and_its_gradients_equal_the_reference(chunk):
+    x, head, labels, *_ = inputs()
+
+    def total(x, head):
+        return ops.cross_entropy_sum(x, head, jnp.asarray(labels), chunk, 0.1)
+
+    (value, nll), (dx, dhead) = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(x, head)
+    want = reference(x, head, labels, np.ones(N), np.full(N, 0.1))
+    np.testing.assert_allclose(nll, want[0], rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(value, want[0].sum() + 0.1 * want[1].sum(), rtol=1e-5)
+    np.testing.assert_allclose(dx, want[2], rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(dhead, want[3], rtol=1e-5, atol=2e-5)
+
+
+def test_the_sum_never_computes_logits_twice():
+    x, head, labels, *_ = inputs()
+    program = jax.make_jaxpr(
+        jax.grad(lambda x, head: ops.cross_entropy_sum(x, head, jnp.asarray(labels), 36, 0.1)[0], argnums=(0, 1))
+    )(x, head)
+    assert str(program).count("dot_general") == 2 * 3  # of the scan, and of the last chunk
+
+
+@pytest.mark.parametrize(("on", "kernels"), [(target.TPU_V5P, True), (target.H200, False)], ids=["tpu", "gpu"])
+def test_a_device_with_kernels_runs_them(on, kernels):
+    shapes = jnp.zeros((256, 128), jnp.bfloat16), jnp.zeros((512, 128)), jnp.zeros(256, jnp.int32)
+
+    def both(x, head, labels):
+        nll, _ = ops.cross_entropy(x, head, labels, 64)
+        return nll.sum(), jax.grad(lambda x: ops.cross_entropy_sum(x, head, labels, 64, 0.0)[0])(x)
+
+    with target.compiling_for(on):
+        program = str(jax.make_jaxpr(both)(*shapes))
+    assert (program.count("pallas_call[") >= 3) == kernels
+    assert ("dot_general" in program.split("pallas_call[")[0]) == (not kernels)
 
 
 @pytest.mark.slow

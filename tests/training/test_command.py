@@ -491,6 +491,12 @@ def test_a_mistyped_verb_gets_the_nearest(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+def test_overrides_are_not_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        main(["curate"])
+    assert "the following arguments are required: CONFIG\n" in capsys.readouterr().err
+
+
 def test_unknown_options_end_with_code_2(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "configs/quickstart.py", "--fast"])

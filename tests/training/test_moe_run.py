@@ -16,7 +16,7 @@ from davinci_jax import optimizers
 from davinci_jax.cli import main
 from davinci_jax.experiment import Batch as RampPiece
 from davinci_jax.experiment import Experiment, LearningRate, MeshConfig, ModelConfig, Moe, OptimizerConfig, Stage
-from davinci_jax.models.decoder import build, is_state, training_losses
+from davinci_jax.models.decoder import build, is_state, training_loss
 from davinci_jax.sharding import make_mesh
 from davinci_jax.training.layout import BatchLayout
 from davinci_jax.training.metrics import read_metrics
@@ -67,8 +67,8 @@ def test_gradient_is_that_of_the_mean_loss_and_the_weighted_router_losses():
 
     def total(decoder):
         arrays = map(jnp.asarray, (batch.tokens, batch.labels, batch.segment_ids, batch.positions))
-        nll, _, load = training_losses(decoder, *arrays)
-        mean = nll.sum() / (batch.labels >= 0).sum()
+        loss, _, load = training_loss(decoder, *arrays)
+        mean = loss / (batch.labels >= 0).sum()
         return mean + 0.3 * load.balance_loss.sum() + 0.05 * load.z_loss.sum(), load
 
     plain = jax.jit(lambda key: jax.value_and_grad(total, has_aux=True)(build(model, key)))
