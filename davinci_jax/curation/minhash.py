@@ -16,6 +16,7 @@ from davinci_jax.curation.duplicates import KeyedDuplicates
 from davinci_jax.curation.normalise import ngram_hashes, word_hashes
 from davinci_jax.errors import ConfigError
 
+_MOST_HASHES = 4096  # of a signature; the scratch room for a block of shingles is 64 MB then
 _BLOCK = 4096  # shingles at a time, so that the products stay in a core's cache
 
 
@@ -47,6 +48,9 @@ class NearDuplicates(KeyedDuplicates):
         for field in ("bands", "rows", "shingle", "max_characters"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"near-duplicates.{field}", getattr(self, field), "is below 1", "give a count")
+        if self.bands * self.rows > _MOST_HASHES:
+            value, problem = self.bands, f"makes {self.bands * self.rows} hashes with rows = {self.rows}"
+            raise ConfigError("near-duplicates.bands", value, problem, f"give at most {_MOST_HASHES}, bands times rows")
 
     @property
     def columns(self) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.rules import Rule
 from davinci_jax.errors import ConfigError
+from davinci_jax.experiment import checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,8 @@ class KeepSizes(Rule):
     name = "keep-sizes"
 
     def __post_init__(self):
-        if self.min_bytes < 0 or self.max_bytes < 0 or 0 < self.max_bytes < self.min_bytes:
+        checks.within(self.name, 0, math.inf, min_bytes=self.min_bytes, max_bytes=self.max_bytes)
+        if 0 < self.max_bytes < self.min_bytes:
             raise ConfigError("keep-sizes.max_bytes", self.max_bytes, f"is below {self.min_bytes}", "raise it, or 0")
 
     def reason(self, document: Document) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from davinci_jax.errors import ConfigError, nearest
@@ -22,6 +22,13 @@ def text(section: str, **values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, str):
             raise ConfigError(f"{section}.{name}", value, "is not text", "put it in quotes")
+
+
+def mapping(section: str, **values: Any) -> None:
+    """Raises unless each value is a mapping of names to values."""
+    for name, value in values.items():
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{section}.{name}", value, "is not a mapping", "give {name: value}")
 
 
 def list_of(kind: type, field: str, value: Any) -> None:

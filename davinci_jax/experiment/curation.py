@@ -11,6 +11,7 @@ from davinci_jax.experiment import checks
 from davinci_jax.experiment.data import LEVELS
 
 EXECUTORS = ("local", "ray", "slurm")
+_LONGEST_NAME = 200  # bytes of a source's name; a folder may have 255, and files beside it have longer names
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -26,6 +27,8 @@ class Step:
     parameters: Mapping[str, Any]
 
     def __init__(self, operation: str, parameters: Mapping[str, Any] | None = None, **more: Any):
+        checks.text("step", operation=operation)
+        checks.mapping(f"step.{operation}", parameters={} if parameters is None else parameters)
         object.__setattr__(self, "operation", operation)
         object.__setattr__(self, "parameters", {**(parameters or {}), **more})
 
@@ -48,6 +51,13 @@ class Input:
     name: str | None = None
     licence: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        given = {name: value for name in ("name", "licence") if (value := getattr(self, name)) is not None}
+        checks.text("input", kind=self.kind, path=self.path, **given)
+        checks.mapping("input", options=self.options)
+        if not self.path.strip():
+            raise ConfigError("input.path", self.path, "is empty", "name a file or folder; '.' is the working folder")
 
     @property
     def label(self) -> str:
@@ -78,15 +88,14 @@ class CuratedSource:
     note: str = ""
 
     def __post_init__(self):
-        section = f"sources[{self.name}]"
+        checks.text("sources", name=self.name)
+        section = f"sources[{self.name}]" if self.name.isprintable() else "sources"
+        checks.text(section, domain=self.domain, level=self.level, note=self.note)
         checks.one_of(section, LEVELS, level=self.level)
-        if not self.name or set("/=.") & set(self.name):
-            raise ConfigError(
-                f"{section}.name",
-                self.name,
-                "cannot be a folder and part of a dotted name",
-                "use letters, digits, '-' and '_'",
-            )
+        if problem := _unfit_name(self.name):
+            raise ConfigError(f"{section}.name", self.name, problem, "use letters, digits, '-' and '_'")
+        checks.list_of(Input, f"{section}.inputs", self.inputs)
+        checks.list_of(Step, f"{section}.recipe", self.recipe)
         if not self.inputs:
             raise ConfigError(f"{section}.inputs", (), "is empty", "name at least one input")
         labels = [item.label for item in self.inputs]
@@ -95,6 +104,13 @@ class CuratedSource:
                 raise ConfigError(
                     f"{section}.inputs", label, "is the name of two inputs", "give each a `name` of its own"
                 )
+
+
+def _unfit_name(name: str) -> str:
+    """Why a name is none of a source; "" where it is one."""
+    if not name or set("/=.") & set(name) or not name.isprintable():
+        return "cannot be a folder and part of a dotted name"
+    return f"has more than {_LONGEST_NAME} bytes" if len(name.encode()) > _LONGEST_NAME else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,17 @@ from typing import Any
 from davinci_jax.errors import ConfigError, nearest
 from davinci_jax.experiment.serialize import Config, Text, parse, to_dict
 
+# Of a step, an input and Slurm: what may be in them is known to who builds these, and checked there.
+_FREE = ("parameters", "options")
+
 
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """Returns an experiment or a curation config with `a.b=value` assignments applied, then validated as a whole.
 
     Items of a tuple are named by their `name` or their position, and sources all at once by their domain:
     `curriculum.2-2.tokens=1e9`, `data.sources.0.weight=0.5`, `data.sources.QA.loss=answers`; steps of a recipe by
-    their operation, all that have it. A value is read as its field's type; lists and objects are JSON; `none` unsets an
-    optional field.
+    their operation, all that have it, with any of its parameters. A value is read as its field's type; lists and
+    objects are JSON; `none` unsets an optional field.
 
     Raises:
       ConfigError: an assignment without `=`, an unknown name (the nearest one is offered) or a value of the
@@ -30,14 +33,15 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
     return parse(type(config), tree, "")
 
 
-def _assign(tree: Any, path: list[str], value: Text, name: str) -> None:
-    for key in _keys(tree, path[0], name):
+def _assign(tree: Any, path: list[str], value: Text, name: str, part_of: str = "") -> None:
+    free = len(path) == 1 and part_of in _FREE and isinstance(tree, dict)
+    for key in [path[0]] if free else _keys(tree, path[0], name):
         if len(path) == 1:
             tree[key] = value
         else:
             # An earlier override may have replaced this part as a whole.
             tree[key] = tree[key].decode() if isinstance(tree[key], Text) else tree[key]
-            _assign(tree[key], path[1:], value, name)
+            _assign(tree[key], path[1:], value, name, path[0])
 
 
 def _keys(tree: Any, part: str, name: str) -> list[str] | list[int]:
