@@ -1,6 +1,7 @@
 """The three passes of a corpus operation as the engine makes them, without its files and tasks."""
 
 from davinci_jax.curation.corpus import LastPass, remembered
+from davinci_jax.curation.pipeline import EarlierFailure
 
 
 def collect_and_reduce(operation, tasks, folder):
@@ -22,7 +23,12 @@ def last_pass(operation, tasks, reduced, failed):
     rejects, kept = [], []
     for number, documents in enumerate(tasks):
         last = LastPass(operation, operation.open(reduced, number), failed[number])
-        kept.append(list(last.apply(iter(documents), lambda document, why: rejects.append((document.id, why)))))
+        kept.append([])
+        for document in documents:  # one at a time, since what it raises is of this one
+            try:
+                kept[-1] += last.apply(iter([document]), lambda document, why: rejects.append((document.id, why)))
+            except EarlierFailure as error:
+                rejects.append((document.id, str(error)))
     return kept, rejects
 
 
