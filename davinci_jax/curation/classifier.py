@@ -162,7 +162,10 @@ def _load(folder: str, _: tuple[str, int, int]) -> TextClassifier:
             tuple(card["classes"]), NGrams(**card["ngrams"]), tensors["weights"], tensors["bias"],
             float(card["temperature"]), card["sha256"],
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except OSError as error:
+        problem = f"is no classifier ({pathlib.Path(error.filename).name}: {error.strerror})"
+        raise DataError("model", folder, problem, "train one, or give its folder") from error
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise DataError("model", folder, f"is no classifier ({error})", "train one, or give its folder") from error
 
 

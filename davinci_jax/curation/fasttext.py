@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from davinci_jax.curation.versions import INSTALL
 from davinci_jax.errors import DataError
 from davinci_jax.files import version
 
@@ -60,9 +61,7 @@ def _load(path: str, _: tuple[str, int, int]) -> FastTextClassifier:
     try:
         import fasttext
     except ImportError as error:
-        raise DataError(
-            "model", path, "needs a fastText backend", "pip install 'davinci-jax[curation]', or fasttext-predict"
-        ) from error
+        raise DataError("model", path, "needs a fastText backend", f"{INSTALL}, which brings one") from error
     if not file.is_file():
         raise DataError("model", path, "does not exist", "give the path of a .bin or .ftz file")
     try:

@@ -17,6 +17,7 @@ from typing import Any
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.pipeline import Reject
+from davinci_jax.curation.versions import INSTALL
 from davinci_jax.errors import ConfigError, nearest
 
 # Characters that decide; the model was made for short texts.
@@ -41,7 +42,7 @@ CODES = frozenset({
     "tr", "tt", "tyv", "ug", "uk", "ur", "uz", "vec", "vep", "vi", "vls", "vo", "wa", "war", "wuu", "xal", "xmf",
     "yi", "yo", "yue", "zh"
 })  # fmt: skip
-_REMEDY = "in a fresh environment: pip install 'davinci-jax[curation]', which brings one backend"
+_REMEDY = f"make a fresh environment and, {INSTALL}, which brings one backend"
 
 
 @dataclasses.dataclass(frozen=True)

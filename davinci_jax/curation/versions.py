@@ -6,6 +6,9 @@ import importlib.metadata
 
 from davinci_jax.errors import ConfigError
 
+# What brings the libraries of curation: the project is installed from its clone, not from an index.
+INSTALL = "in the clone: pip install -e '.[curation]'"
+
 
 def installed(operation: str, *packages: str) -> str:
     """Returns packages with their versions, such as "resiliparse 0.15.2, trafilatura 2.0.0".
@@ -20,6 +23,4 @@ def _version(operation: str, package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError as error:
-        raise ConfigError(
-            operation, None, f"needs the package {package}", "pip install 'davinci-jax[curation]'"
-        ) from error
+        raise ConfigError(operation, None, f"needs the package {package}", INSTALL) from error

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from davinci_jax.curation.versions import INSTALL
 from davinci_jax.errors import ConfigError, nearest
 
 TOKENISERS = ("spacy", "spacy-chunks", "blanks")
@@ -194,9 +195,7 @@ def tokeniser_version(name: str) -> str:
     try:
         return f"{name} {importlib.metadata.version('spacy')}"
     except importlib.metadata.PackageNotFoundError as error:
-        raise ConfigError(
-            "tokeniser", name, "needs the package spacy", "pip install 'davinci-jax[curation]', or use 'blanks'"
-        ) from error
+        raise ConfigError("tokeniser", name, "needs the package spacy", f"{INSTALL}; or use 'blanks'") from error
 
 
 def polynomials(words: Sequence[str], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -217,7 +217,7 @@ def test_a_result_of_another_version_of_a_library_is_another_result(operation, m
         assert f"{library} 99" in operation.parameters()["extractor"]
         monkeypatch.undo()
     monkeypatch.setattr(importlib.metadata, "version", not_installed)
-    with pytest.raises(ConfigError, match="needs the package"):
+    with pytest.raises(ConfigError, match=r"needs the package \S+; in the clone: pip install -e '\.\[curation\]'"):
         operation.parameters()
 
 
