@@ -7,9 +7,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.pipeline import Reject
 from davinci_jax.curation.rules import Rule
+from davinci_jax.curation.versions import installed
 from davinci_jax.errors import ConfigError
 
 PERMISSIVE = (
@@ -18,7 +21,8 @@ PERMISSIVE = (
     "WTFPL", "X11", "Zlib",
 )  # fmt: skip
 _HEAD = 4096  # characters in which a file states its licence
-_TAG = re.compile(r"SPDX-License-Identifier:\s*([A-Za-z0-9.+\-() ]{2,100})")
+# A longer expression is none: its beginning alone could mean something else.
+_TAG = re.compile(r"SPDX-License-Identifier:[ \t]*([A-Za-z0-9.+\-() ]{2,100})(?![A-Za-z0-9.+\-() ])")
 # Sentences that stand in the licence itself or in its notice; blanks are single, letters small.
 _PHRASES = (
     (re.compile(r"apache license,? version 2\.0"), "Apache-2.0"),
@@ -52,7 +56,7 @@ class FindLicence:
     level = "L2"
 
     def parameters(self) -> dict[str, Any]:
-        return {"characters": _HEAD}
+        return {"characters": _HEAD, "identifiers": installed(self.name, "packaging")}
 
     def apply(self, documents: Iterator[Document], reject: Reject) -> Iterator[Document]:
         for document in documents:
@@ -88,11 +92,16 @@ class KeepLicences(Rule):
 
 
 def stated_licence(text: str) -> str | None:
-    """Returns the SPDX expression that the beginning of a text states, `None` if it states none that is known."""
+    """Returns the SPDX expression that the beginning of a text states, `None` if it states none that is known.
+
+    A tag counts if all its identifiers are on SPDX's list or begin with "LicenseRef-".
+    """
     head = text[:_HEAD]
-    tag = _TAG.search(head)
-    if tag:
-        return tag.group(1).strip(" *-")
+    for tag in _TAG.findall(head):
+        try:
+            return canonicalize_license_expression(tag.strip(" *-"))
+        except InvalidLicenseExpression:
+            continue
     plain = " ".join(_COMMENT.sub(" ", head).lower().split())
     for phrase, licence in _PHRASES:
         found = phrase.search(plain)
