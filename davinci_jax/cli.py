@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import json
@@ -10,7 +11,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from davinci_jax.errors import ConfigError, UserError, nearest
@@ -35,7 +36,8 @@ def plan(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(result, indent=2))
     else:
-        show_plan(result, _wide_console())
+        with _tables() as console:
+            show_plan(result, console)
 
 
 def curate(args: argparse.Namespace) -> None:
@@ -56,7 +58,8 @@ def cards(args: argparse.Namespace) -> None:
     """Print the sources of a config with domain, tokens, level and stages, as the report's table 2."""
     from davinci_jax.curation.cards import print_cards
 
-    print_cards(_any(args), as_json=args.json, console=_wide_console())
+    with _tables() as console:
+        print_cards(_any(args), as_json=args.json, console=console)
 
 
 def shard(args: argparse.Namespace) -> None:
@@ -141,10 +144,19 @@ def report(args: argparse.Namespace) -> None:
     print(f"written to {write_report(_experiment(args).run.path)}")
 
 
-def _wide_console() -> Console:
+@contextlib.contextmanager
+def _tables() -> Iterator[Console]:
+    """A console for tables; in a file or another program lines end where their text does."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=_PIPE_WIDTH)
+    if sys.stdout.isatty():
+        yield Console()
+        return
+    console = Console(width=None if "COLUMNS" in os.environ else _PIPE_WIDTH)
+    with console.capture() as lines:
+        yield console
+    for line in lines.get().splitlines():
+        print(line.rstrip())
 
 
 def _any(args: argparse.Namespace) -> Experiment | CurationConfig:
@@ -245,7 +257,7 @@ def _verb(verbs, function: Callable, folder: str | None = None) -> argparse.Argu
         arguments["folder"] = ("FOLDER", "the Hugging Face folder to write")
     for name, (metavar, text) in arguments.items():
         parser.add_argument(name, metavar=metavar, help=text)
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields to change")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help="fields to change")
     parser.set_defaults(function=function)
     return parser
 

@@ -45,5 +45,5 @@ class TrainingError(UserError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns a remedy that offers the known name closest to a mistyped one."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known names: {', '.join(known)}"

@@ -18,4 +18,5 @@ def test_travel_between_processes(kind):
 
 def test_nearest_offers_one_name_or_all():
     assert nearest("num_layer", ["num_layers", "num_heads"]) == "did you mean 'num_layers'?"
+    assert nearest("max_steps", ["log_every_steps", "seed"]) == "known names: log_every_steps, seed"
     assert nearest("zzz", ["b", "a"]) == "known names: a, b"

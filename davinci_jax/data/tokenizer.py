@@ -262,7 +262,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
             "data.tokenizer",
             str(file),
             "does not exist",
-            "copy a tokenizer.json or SentencePiece .model there, or train one (see docs/data.md)",
+            "copy a tokenizer.json or SentencePiece .model there, or train one: davinci shard CONFIG --new-tokenizer",
         )
     kinds = {".json": HuggingFaceTokenizer, ".model": SentencePieceTokenizer}
     if file.suffix not in kinds:

@@ -14,6 +14,8 @@ from davinci_jax.experiment.curation import CurationConfig
 from davinci_jax.experiment.experiment import Experiment
 from davinci_jax.experiment.serialize import from_json, resolve
 
+_KINDS = "an Experiment or a CurationConfig"
+
 
 def load_config(path: str | pathlib.Path) -> Experiment:
     """Returns the experiment of a Python recipe, a resolved JSON file or a run directory.
@@ -69,14 +71,15 @@ def _run_recipe(file: pathlib.Path) -> Experiment | CurationConfig:
     try:
         spec.loader.exec_module(module)
         if not callable(getattr(module, "config", None)):
-            raise ConfigError("CONFIG", str(file), "has no function config()", "let config() return an Experiment")
+            raise ConfigError("CONFIG", str(file), "has no function config()", f"let config() return {_KINDS}")
         config = module.config()
     except UserError:
         raise
     except Exception as error:
         raise ConfigError("CONFIG", _where(file, error), *_explain(error)) from error
     if not isinstance(config, (Experiment, CurationConfig)):
-        raise ConfigError("CONFIG", str(file), f"config() returned a {type(config).__name__}", "return an Experiment")
+        problem = f"config() returned a value of type {type(config).__name__}"
+        raise ConfigError("CONFIG", str(file), problem, f"return {_KINDS}")
     return config
 
 

@@ -80,7 +80,8 @@ class ModelServer:
         try:
             self._http = http.server.ThreadingHTTPServer((host, port), handler)
         except OSError as error:
-            raise ConfigError("port", port, f"cannot be listened on ({error.strerror})", "name another") from error
+            problem = f"cannot be listened on at {host} ({error.strerror})"
+            raise ConfigError("--port", port, problem, "give another, or 0 for a free one") from error
         self._http.daemon_threads = True
         self._threads: list[threading.Thread] = []
 

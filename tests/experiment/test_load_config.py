@@ -26,9 +26,9 @@ def test_recipe_json_and_run_directory_are_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"has no function config\(\)"),
+        ("", r"has no function config\(\); let config\(\) return an Experiment or a CurationConfig"),
         ("config = 3\n", r"has no function config\(\)"),
-        ("config = dict\n", r"config\(\) returned a dict; return an Experiment"),
+        ("config = dict\n", r"config\(\) returned a value of type dict; return an Experiment or a CurationConfig"),
         ("def config(:\n", r"recipe\.py:3.*cannot be run \(SyntaxError"),
         ("import nothing_of_the_kind\n", r"recipe\.py:3.*No module named 'nothing_of_the_kind'"),
         ("def config():\n    return small() / 0\n", r"recipe\.py:4.*cannot be run \(TypeError"),

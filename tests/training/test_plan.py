@@ -86,7 +86,8 @@ def test_a_pipe_gets_whole_lines():
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     assert max(map(len, out.splitlines())) > 100
     (row,) = [line for line in out.splitlines() if "checkpoints" in line]
-    assert row.rstrip().endswith("uncompressed")
+    assert row.endswith("uncompressed")
+    assert all(line == line.rstrip() for line in out.splitlines())
 
 
 def test_model_of_the_report(plan):
