@@ -35,11 +35,13 @@ def compiled(family: str, shape: tuning.Shape, config=None):
 SMALL = {"length": 1024, "documents": 4}
 
 
-@pytest.mark.parametrize("backward", [False, True])
-def test_small_blocks_compile_without_copies(backward):
+@pytest.mark.parametrize(
+    ("family", "backward"), [("v5e", False), ("v5p", False), ("v6e", False), ("v6e", True), ("tpu7x", False)]
+)
+def test_small_blocks_compile_without_copies(family, backward):
     shape = tuning.Shape(backward, **SMALL)
     config = shape.kind(256, 256, 256, 256, 16, unroll=1)
-    program = compiled("v6e", shape, config)
+    program = compiled(family, shape, config)
     assert program.kernel("attention_").spills <= 400
     assert moves(program.text) == []
     assert tuning.cycles(program, shape, config) > 0
