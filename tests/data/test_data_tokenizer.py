@@ -255,7 +255,7 @@ def test_truncated_files_are_told(bpe, piece, tmp_path):
 
 
 def test_a_missing_file_and_a_missing_end_of_text_are_told(bpe, tmp_path):
-    with pytest.raises(DataError, match="does not exist; .* train one: davinci shard CONFIG --new-tokenizer"):
+    with pytest.raises(DataError, match=r"does not exist; .* train one: davinci shard CONFIG --new-tokenizer"):
         load_tokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(DataError, match="does not exist"):
         load_tokenizer(tmp_path)
