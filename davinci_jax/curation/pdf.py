@@ -61,7 +61,8 @@ class PdfText:
                 reject(document, f"{len(document.raw)} bytes of PDF, above {self.max_bytes}")
                 continue
             try:
-                pages, count, title = self._pages(document.raw)
+                with Bounded(self.max_seconds) as bounded:
+                    pages, count, title = self._pages(document.raw, bounded)
             except OverTime:
                 reject(document, over_time(self.max_seconds))
                 continue
@@ -69,6 +70,9 @@ class PdfText:
                 if is_trouble(error):
                     raise
                 reject(document, f"cannot be read as PDF ({type(error).__name__}: {error})"[:300])
+                continue
+            if not count:
+                reject(document, "has no pages")
                 continue
             texts = [page for page in pages if page]
             if not texts or len(texts) < self.min_text_pages * len(pages):
@@ -79,15 +83,15 @@ class PdfText:
             metadata |= {"title": title} if title and "title" not in metadata else {}
             yield document.with_text("\n\n".join(texts), metadata=metadata)
 
-    def _pages(self, raw: bytes) -> tuple[list[str], int, str]:
+    def _pages(self, raw: bytes, bounded: Bounded) -> tuple[list[str], int, str]:
         """Returns the text of each page that is read, "" where there is none, how many there are, and the title."""
-        allowance, pages = Allowance(self.max_seconds), []
-        with bounded(allowance):
+        pages = []
+        with bounded.spend():
             reader = open_pdf(raw)
             count = len(reader.pages)
             title = reader.metadata.title if reader.metadata else ""
         for number in range(min(count, self.max_pages)):
-            with bounded(allowance):
+            with bounded.spend():
                 pages.append(_page_text(reader, number))
         return pages, count, " ".join(str(title or "").split())
 
@@ -103,21 +107,45 @@ def open_pdf(raw: bytes) -> Any:
     return reader
 
 
-@contextlib.contextmanager
-def bounded(allowance: Allowance) -> Iterator[None]:
-    """Has pypdf spend of an allowance, and the program that it starts for a stream of JBIG2, which has no bound."""
-    import pypdf
+class Bounded:
+    """Has pypdf take no more than its time of a file, and the program that it starts for a stream of JBIG2.
 
-    program = shutil.which("jbig2dec")
-    with contextlib.ExitStack() as stack:
+    The program has no bound of its own: it is started through a script, made once for a file, that lets it take as
+    much as the whole file may. What it takes counts.
+
+    Args:
+      seconds: of processor time.
+    """
+
+    def __init__(self, seconds: float):
+        self._allowance, self._seconds, self._stack = Allowance(seconds), seconds, contextlib.ExitStack()
+        self._settings: dict[str, str] = {}
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self._allowance.left
+
+    def __enter__(self) -> Bounded:
+        program = shutil.which("jbig2dec")
         if program:
-            file = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()), "jbig2dec")
-            seconds = math.ceil(max(0, allowance.left)) + 1  # so that nothing is left when it is stopped
+            file = pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory()), "jbig2dec")
+            seconds = math.ceil(self._seconds) + 1  # so that nothing is left when it is stopped
             file.write_text(f'#!/bin/sh\nulimit -t {seconds}\nexec {shlex.quote(program)} "$@"\n', encoding="utf-8")
             file.chmod(0o700)
-            stack.enter_context(pypdf.apply_configuration(jbig2dec_binary=str(file)))
-        stack.enter_context(allowance.spend())
-        yield
+            self._settings = {"jbig2dec_binary": str(file)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @contextlib.contextmanager
+    def spend(self) -> Iterator[None]:
+        """Takes what the block uses off what is left; raises `OverTime` in it when nothing is."""
+        import pypdf
+
+        with pypdf.apply_configuration(**self._settings), self._allowance.spend():
+            yield
 
 
 def is_trouble(error: Exception) -> bool:

@@ -10,9 +10,9 @@ from typing import Any
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.pages import LEFT_OUT, UNREAD
-from davinci_jax.curation.pdf import bounded, is_trouble, open_pdf, over_time
+from davinci_jax.curation.pdf import Bounded, is_trouble, open_pdf, over_time
 from davinci_jax.curation.pipeline import Reject
-from davinci_jax.curation.processor_time import Allowance, OverTime
+from davinci_jax.curation.processor_time import OverTime
 from davinci_jax.curation.versions import installed
 from davinci_jax.errors import DataError
 from davinci_jax.experiment import checks
@@ -59,23 +59,26 @@ class PdfPages:
             if len(document.raw) > self.max_bytes:
                 reject(document, f"{len(document.raw)} bytes of PDF, above {self.max_bytes}")
                 continue
-            allowance = Allowance(self.max_seconds)
-            try:
-                with bounded(allowance):
-                    pdf = open_pdf(document.raw)
-                    count = len(pdf.pages)
-            except OverTime:
-                reject(document, over_time(self.max_seconds))
-                continue
-            except Exception as error:  # a damaged file makes the parser raise nearly anything
-                if is_trouble(error):
-                    raise
-                reject(document, f"cannot be read as PDF ({type(error).__name__}: {error})"[:300])
-                continue
-            if not count:
-                reject(document, "has no pages")
-                continue
-            yield from self._pages(document, pdf, count, _Left(self.max_bytes, self.max_file_pixels, allowance))
+            with Bounded(self.max_seconds) as time:
+                yield from self._divided(document, reject, _Left(self.max_bytes, self.max_file_pixels, time))
+
+    def _divided(self, document: Document, reject: Reject, left: _Left) -> Iterator[Document]:
+        try:
+            with left.time.spend():
+                pdf = open_pdf(document.raw)
+                count = len(pdf.pages)
+        except OverTime:
+            reject(document, over_time(self.max_seconds))
+            return
+        except Exception as error:  # a damaged file makes the parser raise nearly anything
+            if is_trouble(error):
+                raise
+            reject(document, f"cannot be read as PDF ({type(error).__name__}: {error})"[:300])
+            return
+        if not count:
+            reject(document, "has no pages")
+            return
+        yield from self._pages(document, pdf, count, left)
 
     def _pages(self, document: Document, pdf: Any, count: int, left: _Left) -> Iterator[Document]:
         metadata, group = {**document.metadata, "pages": count}, document.group or document.id
@@ -88,8 +91,10 @@ class PdfPages:
 
     def _picture(self, pdf: Any, number: int, left: _Left) -> bytes:
         """Returns the picture of a page as JPEG or PNG, b"" where there is none that can be read."""
+        from pypdf.errors import LimitReachedError
+
         try:
-            with bounded(left.allowance):
+            with left.time.spend():
                 picture = self._largest(pdf.pages[number], left)
             left.bytes -= len(picture)
             return b"" if left.spent else picture
@@ -98,7 +103,7 @@ class PdfPages:
         except Exception as error:  # one bad page does not spoil the others
             if is_trouble(error):
                 raise
-            if type(error).__name__ == "LimitReachedError":  # of pypdf, after as much work as the largest picture is
+            if isinstance(error, LimitReachedError):  # after as much work as the largest picture is
                 left.pixels -= self.max_pixels
             return b""
 
@@ -134,12 +139,12 @@ class _Left:
 
     bytes: int
     pixels: int
-    allowance: Allowance
+    time: Bounded
 
     @property
     def spent(self) -> str:
         """What of it has run out, by the parameter's name; "" for nothing."""
-        if self.allowance.left <= 0:
+        if self.time.left <= 0:
             return "takes more than max_seconds"
         if self.bytes < 0:
             return "has more than max_bytes"

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+_AGAIN = 0.1  # seconds of processor time after which work that goes on is stopped once more
+
 
 class OverTime(BaseException):
     """The time is used up; no `Exception`, since a library catches those of damaged files and goes on."""
@@ -49,14 +51,22 @@ def _stopped_after(seconds: float) -> Iterator[None]:
         yield  # no other thread gets signals
         return
 
+    armed = True
+
     def stop(*_) -> None:
-        raise OverTime
+        if armed:
+            raise OverTime
 
     before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, max(seconds, 0.001))  # 0 would be none; once, for it must not strike below
+    # 0 would be none. Again and again: Python drops what is raised in a finaliser or a callback of C.
+    signal.setitimer(signal.ITIMER_PROF, max(seconds, 0.001), _AGAIN)
     try:
-        yield
+        try:
+            yield
+        finally:
+            armed = False  # it must not strike below
     finally:
+        armed = False  # it may have struck before the line above
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
 

@@ -33,6 +33,7 @@ def test_the_text_layer_is_read_page_by_page():
 
 def test_a_scanned_file_is_told_from_one_with_some_empty_pages():
     assert run(PdfText(), pdf([], [], []))[1] == "0 of 3 pages have text: scanned, needs character recognition"
+    assert run(PdfText(), pdf())[1] == "has no pages"
     assert run(PdfText(), pdf(["a"], [], []))[1].startswith("1 of 3 pages")
     assert run(PdfText(), pdf(["a"], ["b"], []))[0].metadata["pages_without_text"] == 1
     assert run(PdfText(min_text_pages=0.1), pdf(["a"], [], []))[0].text == "a"

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from davinci_jax.curation.documents import Document, read_documents
 from davinci_jax.curation.generation.transcribe import Transcribe
 from davinci_jax.curation.pages import JoinPages, split_name
 from davinci_jax.curation.pdf_pages import PdfPages
+from davinci_jax.curation.processor_time import Allowance, OverTime
 from davinci_jax.curation.run import curate
 from davinci_jax.errors import ConfigError, DataError
 from davinci_jax.experiment.curation import CuratedSource, CurationConfig, Input, Step
@@ -254,6 +256,7 @@ KILLED = """
 import os, signal, sys
 from rich.console import Console
 from davinci_jax.curation.pages import JoinPages
+from davinci_jax.curation.processor_time import Allowance, OverTime
 from davinci_jax.curation.run import curate
 from davinci_jax.experiment import load_any
 
@@ -405,6 +408,43 @@ def test_the_program_for_jbig2_has_a_bound_on_its_processor_time(tmp_path, monke
     assert {page.metadata["unread"] for page in made} == {"is not read: its file takes more than max_seconds"}
     program.write_text("#!/bin/sh\nexit 1\n")
     assert ["unread" in page.metadata for page in divided(raw, max_seconds=1)] == [False] * 3
+
+
+def test_the_script_for_jbig2_is_made_once_for_a_file(tmp_path, monkeypatch):
+    program = tmp_path / "jbig2dec"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    looked, real = [], shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: looked.append(name) or real(name))
+    assert len(divided(scanned_pdf(*[[(JPEG, *FULL)]] * 5))) == 5
+    assert looked == ["jbig2dec"]
+
+
+def test_time_that_is_up_is_told_again_where_python_drops_it(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", lambda *_: None)
+
+    def burn(seconds):
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+
+    class Finalised:
+        def __del__(self):
+            burn(0.15)
+
+    def work():
+        with Allowance(0.05).spend():
+            Finalised()
+            burn(5)
+
+    before = signal.getsignal(signal.SIGPROF)
+    started = time.process_time()
+    with pytest.raises(OverTime):
+        work()
+    assert time.process_time() - started < 2
+    assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
+    assert signal.getsignal(signal.SIGPROF) == before
 
 
 def test_a_full_disk_is_no_fault_of_a_page(monkeypatch):
