@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from davinci_jax.curation import pipeline
+from davinci_jax.curation import decontaminate, judges, language, pipeline
 from davinci_jax.curation.account import Account
 from davinci_jax.curation.corpus import remembered
 from davinci_jax.curation.documents import Document
@@ -224,3 +224,20 @@ def test_numbers_that_are_none_become_null_in_documents_and_rejects(tmp_path):
     account.close()
     line = gzip.decompress((tmp_path / "00-drop-short/rejects.jsonl.gz").read_bytes())
     assert json.loads(line, parse_constant=strict)["metadata"] == {"score": None, "raw": "b'x'"}
+
+
+@pytest.mark.parametrize("kind", ["decontaminate", "language", "judges"])
+def test_what_documents_share_is_loaded_before_them(tmp_path, monkeypatch, kind):
+    loaded = []
+    if kind == "decontaminate":
+        monkeypatch.setattr(decontaminate.Decontaminate, "_index", lambda operation, n: loaded.append(n))
+        begin(decontaminate.Decontaminate((str(tmp_path),), ngram=20, report_ngram=13))
+        assert loaded == [13, 20]
+    elif kind == "language":
+        monkeypatch.setattr(language, "_backend", lambda: loaded.append("model"))
+        begin(language.KeepLanguages())
+        assert loaded == ["model"]
+    else:
+        monkeypatch.setattr(judges, "load_model", loaded.append)
+        begin(judges.EducationalValue("some/folder"))
+        assert loaded == ["some/folder"]
