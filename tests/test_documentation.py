@@ -27,22 +27,39 @@ def test_the_recipe_of_the_data_page_describes_a_run():
     assert isinstance(names["config"](), Experiment)
 
 
-def test_the_recipe_of_the_curation_page_can_be_run(tmp_path):
+def test_the_recipes_of_the_curation_page_can_be_run(tmp_path):
     from rich.console import Console
 
     from davinci_jax.curation.run import check, curate
     from davinci_jax.experiment import apply_overrides
 
     text = (ROOT / "docs" / "curation.md").read_text()
+    recipes = re.findall(r"```python\n(.*?)```", text, re.S)[:2]
     names = {}
-    exec(re.findall(r"```python\n(.*?)```", text, re.S)[0], names)
+    exec(recipes[0], names)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "note.txt").write_text("A sentence of the note. " * 20)
+    (raw / "short.txt").write_text("Short.")
+    places = [f"root={tmp_path}", f"sources.notes.inputs.0.path={raw}", "workers=1"]
+    [result] = curate(apply_overrides(names["config"](), places), Console(quiet=True))
+    assert [step["documents_out"] for step in result.funnel["steps"]] == [2, 2, 1, 1]
+
+    exec(recipes[1], names)
     config = names["config"]()
     check(config)
     [override] = re.findall(r"sources\.manuals\.recipe\S+", text)
-    (tmp_path / "page.html").write_text("<html><body><p>" + "A sentence of the manual. " * 200 + "</p></body></html>")
-    places = [f"root={tmp_path}", f"sources.manuals.inputs.0.path={tmp_path}", "workers=1"]
+    (raw / "page.html").write_text("<html><body><p>" + "A sentence of the manual. " * 200 + "</p></body></html>")
+    places = [f"root={tmp_path}", f"sources.manuals.inputs.0.path={raw}", "workers=1"]
     [result] = curate(apply_overrides(config, [override, *places]), Console(quiet=True))
     assert result.funnel["steps"][1]["documents_out"] == 1
+
+
+def test_the_curation_page_names_every_operation_and_input():
+    from davinci_jax.curation.registry import OPERATIONS, READERS
+
+    text = (ROOT / "docs" / "curation.md").read_text()
+    assert [name for name in (*OPERATIONS, *READERS) if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
