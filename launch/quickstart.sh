@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a trained, evaluated model and a report: real text that every machine has, all four stages, two cores.
+# From nothing to a trained, evaluated model and a report: real text that every machine has, all four stages, about five
+# minutes on two cores; a busy machine takes several times as long.
 # Usage: bash launch/quickstart.sh [section.field=value ...]   (overrides go to every verb)
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" quickstart
@@ -12,6 +13,7 @@ trap 'echo "quickstart: stopped; the same command continues"; exit 130' INT TERM
 export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 
 config=configs/quickstart.py
+echo "quickstart: about five minutes on two cores, several times that on a busy machine"
 davinci curate "$config" "$@"
 davinci shard "$config" --new-tokenizer "$@"
 davinci plan "$config" "$@"

@@ -27,6 +27,12 @@ def test_the_recipe_of_the_data_page_describes_a_run():
     assert isinstance(names["config"](), Experiment)
 
 
+def test_the_model_of_the_page_of_experts_is_one():
+    names = {}
+    exec(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "moe.md").read_text(), re.S)[0], names)
+    assert names["model"].moe.experts == 64
+
+
 def test_the_recipes_of_the_curation_page_can_be_run(tmp_path):
     from rich.console import Console
 
