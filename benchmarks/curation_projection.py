@@ -1,10 +1,11 @@
-"""What the report's pool would take to curate, from the rates that benchmarks/curation_corpora.py has measured.
+"""What the report's pool would take to curate, from the rates that the other benchmarks of curation have measured.
 
-  python benchmarks/curation_projection.py benchmarks/results/curation_corpora.json
+  python benchmarks/curation_projection.py benchmarks/results/curation_{corpora,filters}.json
 
 Sums, no measurement: documents of the pool are taken to be as long, as dense and as clean as those of the two corpora,
 and a crawl is not. Speeds are those of the sample, which ran in one process: its core-seconds, divided among the steps
-as their clocks ran. What L4 and L5 cost is in docs/curation.md.
+as their clocks ran. Careful HTML and decontamination ran alone, on other texts. What L4 and L5 cost is in
+docs/curation.md; what has no figure is named below the table.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from davinci_jax.curriculum.recipe import POOL
 CLASSIFIER_MB_PER_SECOND = 4.0  # docs/curation.md, L3
 RULES = ("keep-languages", "drop-garbled-text", "gopher-repetition", "gopher-quality", "c4-quality", "fineweb-quality")
 DUPLICATES = ("exact-duplicates", "near-duplicates")
+PAPER = ("darwin-science-book", "darwin-science-paper")  # of the pool: what was set in pages
+LEFT_OUT = (
+    "Left out, for nothing was measured: fetching, scans (`pdf-pages`, `transcribe`), threads and notebooks, "
+    "`drop-urls`; GPU-hours of questions and answers, dialogues, rejection sampling and background."
+)
 KEY_BYTES = 8 * (1 + 14) + 8 * (1 + 2)  # of a document while its duplicates are looked for: MinHash and exact
 
 
@@ -39,7 +45,12 @@ def _core_share(run: dict[str, Any]) -> float:
     return run["curate"]["core_seconds"] / clocks
 
 
-def project(sample: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def _alone(filters: dict[str, Any], step: str) -> float:
+    """Returns core-seconds of a megabyte of a step that ran alone."""
+    return 1 / next(row["rate"]["ours"] for row in filters["rows"] if row["step"] == step)
+
+
+def project(sample: dict[str, Any], run: dict[str, Any], filters: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Returns rows of work, what goes through it, core-hours, and disk: speeds of the sample, yields of all."""
     tokens = {level: sum(s.tokens for s in POOL if s.level == level) for level in ("L2", "L3", "L4", "L5")}
     split = [split for shards in run["shards"].values() for split in shards["splits"].values()]
@@ -53,6 +64,12 @@ def project(sample: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str,
     into = {"duplicates": read * per_token / 1e6 * alike["in"] / alike["out"]}
     into["rules"] = into["duplicates"] * rules["in"] / rules["out"]
     into["pages"] = into["rules"] * pages["in"] / pages["out"]
+    pdf, code = steps(run, ("books",), ("pdf-text",)), steps(run, ("code",), ("code-quality",))
+    paper = sum(s.tokens for s in POOL if s.name in PAPER) * per_token / 1e6
+    into["PDF"] = paper * pdf["in"] / pdf["out"]
+    programs = sum(s.tokens for s in POOL if s.domain == "Code" and s.level in ("L2", "L3")) * per_token / 1e6
+    into["code"] = programs * code["in"] / code["out"]
+    text_read = read * per_token / 1e6
 
     def hours(megabytes: float, seconds_each: float) -> str:
         return f"{megabytes * seconds_each / 3600:,.0f} core-hours"
@@ -75,6 +92,24 @@ def project(sample: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str,
             hours(into["pages"], each(("manuals",), ("html-text",))),
             terabytes(into["rules"]),
         ),
+        (
+            "L1, careful HTML instead",
+            terabytes(into["pages"]),
+            hours(into["pages"], _alone(filters, "html-careful (trafilatura)")),
+            "",
+        ),
+        (
+            "L1, text layers of books and papers",
+            terabytes(into["PDF"]),
+            hours(into["PDF"], each(("books",), ("pdf-text",))),
+            terabytes(paper),
+        ),
+        (
+            "L2, code-quality",
+            terabytes(into["code"]),
+            hours(into["code"], each(("code",), ("code-quality",))),
+            terabytes(programs),
+        ),
         ("L2, rules", terabytes(into["rules"]), hours(into["rules"], each(web, RULES)), terabytes(into["duplicates"])),
         (
             "L2, duplicates",
@@ -83,9 +118,21 @@ def project(sample: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str,
             f"{terabytes(documents * KEY_BYTES / 1e6)} of keys",
         ),
         (
+            "L2, personal data",
+            terabytes(text_read),
+            hours(text_read, each(("manuals", "code"), ("replace-personal-data",))),
+            "",
+        ),
+        (
+            "L2, decontamination, one length",
+            terabytes(text_read),
+            hours(text_read, _alone(filters, "decontamination, 20-grams")),
+            "",
+        ),
+        (
             "L3, a classifier",
-            terabytes(read * per_token / 1e6),
-            hours(read * per_token / 1e6, 1 / CLASSIFIER_MB_PER_SECOND),
+            terabytes(text_read),
+            hours(text_read, 1 / CLASSIFIER_MB_PER_SECOND),
             "",
         ),
         (
@@ -100,11 +147,14 @@ def project(sample: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("measured", type=pathlib.Path, help="what benchmarks/curation_corpora.py has written")
-    runs = json.loads(parser.parse_args().measured.read_text())["runs"]
-    rows = project(runs["sample"], runs["all"])
+    parser.add_argument("filters", type=pathlib.Path, help="what benchmarks/curation_filters.py has written")
+    options = parser.parse_args()
+    runs = json.loads(options.measured.read_text())["runs"]
+    rows = project(runs["sample"], runs["all"], json.loads(options.filters.read_text()))
     print("| work | goes in | takes | leaves |\n|---|---|---|---|")
     for row in rows:
         print(f"| {' | '.join(row)} |")
+    print(f"\n{LEFT_OUT}")
 
 
 if __name__ == "__main__":
