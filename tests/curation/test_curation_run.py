@@ -386,12 +386,6 @@ def test_a_root_that_cannot_hold_results_is_told(texts, root, told):
         curate(config, Console(quiet=True))
 
 
-def test_a_source_name_that_is_too_long_is_told(texts):
-    sources = (folder_source("s" * 300, texts), folder_source("t", texts))
-    with pytest.raises(DataError, match=r"cannot hold .*File name too long.*shorter names"):
-        curate(CurationConfig(root="root", sources=sources, workers=1), Console(quiet=True))
-
-
 def test_a_folder_in_the_place_of_the_link_to_the_result_is_told_before_anything_runs(tmp_path, texts):
     config = CurationConfig(root="root", sources=(folder_source("s", texts), folder_source("t", texts)), workers=1)
     (tmp_path / "root/curated/t/current").mkdir(parents=True)
