@@ -137,7 +137,7 @@ def acquire(
         reject(unread, item.refused)
         return
     try:
-        for found in reader.read(_place(given.path, field(source, given)), item):
+        for found in reader.read(_watched(given.path, field(source, given)), item):
             document = stamp(source, given, reader, item, found)
             refused = found.refused if isinstance(found, Acquired) else ""
             if refused := refused or _unfit(document):
@@ -153,12 +153,12 @@ def acquire(
         reject(unread, f"cannot be read ({type(error).__name__}: {error})"[:1000])
 
 
-def _place(path: str, field: str) -> Place:
+def _watched(path: str, field: str) -> Place:
     with _reached(path, field):
-        return _Place(path, field)
+        return _WatchedPlace(path, field)
 
 
-class _Place(Place):
+class _WatchedPlace(Place):
     """A place that tells trouble on the way to an address from a damaged file: the one passes, the other stays."""
 
     def open(self, item: Item) -> BinaryIO:

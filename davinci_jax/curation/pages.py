@@ -142,7 +142,7 @@ class JoinPages:
         for task, fate in enumerate(fates):
             (folder / f"{task:06d}.json").write_text(json.dumps(fate), encoding="utf-8")
 
-    def _refused(self, pages: Sequence[_Place], missing: Sequence[dict[str, Any]]) -> str:
+    def _refused(self, pages: Sequence[_PagePlace], missing: Sequence[dict[str, Any]]) -> str:
         """Why no document is made of pages; "" where one is."""
         size, count = sum(page.size for page in pages), _count(pages, missing)
         lacking = sum(map(_length, missing))
@@ -189,7 +189,7 @@ def _head(name: str) -> str:
     return _ENDING.sub("", name).rstrip("0123456789")
 
 
-class _Place(NamedTuple):
+class _PagePlace(NamedTuple):
     """Where a page lies and what `Numbered` says of it; `size`: bytes of its text."""
 
     number: int
@@ -214,22 +214,24 @@ class _Joined(NamedTuple):
 
 def _gathered(
     collected: Sequence[pathlib.Path],
-) -> tuple[dict[str, tuple[str, list[_Place]]], collections.Counter[str]]:
+) -> tuple[dict[str, tuple[str, list[_PagePlace]]], collections.Counter[str]]:
     """Returns the name and the pages of each document by their head, and how many documents have a name."""
-    documents: dict[str, tuple[str, list[_Place]]] = {}
+    documents: dict[str, tuple[str, list[_PagePlace]]] = {}
     for task, path in enumerate(collected):
         for index, start, page in _lines(path / _PAGES):
             if page is not None:
                 size = len(page.text.encode("utf-8", "surrogatepass"))
-                place = _Place(page.number, page.id, task, index, start, size, page.unread, page.total, page.left_out)
+                place = _PagePlace(
+                    page.number, page.id, task, index, start, size, page.unread, page.total, page.left_out
+                )
                 documents.setdefault(page.head, (page.document, []))[1].append(place)
     return documents, collections.Counter(name for name, _ in documents.values())
 
 
-def _first_of_each(name: str, places: list[_Place], fates: list[dict[str, Any]]) -> list[_Place]:
+def _first_of_each(name: str, places: list[_PagePlace], fates: list[dict[str, Any]]) -> list[_PagePlace]:
     """Returns one page of each number, in order, the best read and then the first by name; the others are rejected."""
     places.sort(key=lambda page: (page.number, not page.size, page.unread != "", *page))
-    pages: list[_Place] = []
+    pages: list[_PagePlace] = []
     for page in places:
         if pages and pages[-1].number == page.number:
             why = f"is page {page.number} of {name}, and so is {pages[-1].id}"
@@ -291,7 +293,7 @@ def _joined_document(first: Document, joined: _Joined) -> Document:
     return first.with_text(f"{text}\n", id=joined.name, group=joined.name, parts=tuple(parts), metadata=metadata)
 
 
-def _missing(pages: Sequence[_Place]) -> list[dict[str, Any]]:
+def _missing(pages: Sequence[_PagePlace]) -> list[dict[str, Any]]:
     """Returns the pages that are not there, in order, and why: one, or from `page` up to `to`."""
     total, left_out = max((page.total, page.left_out) for page in pages)
     first, last = pages[0].number, pages[-1].number
@@ -323,6 +325,6 @@ def _length(run: dict[str, Any]) -> int:
     return run.get("to", run["page"]) - run["page"] + 1
 
 
-def _count(pages: Sequence[_Place], missing: Sequence[dict[str, Any]]) -> int:
+def _count(pages: Sequence[_PagePlace], missing: Sequence[dict[str, Any]]) -> int:
     """Returns how many pages the document of these should have."""
     return sum(not page.unread for page in pages) + sum(map(_length, missing))
