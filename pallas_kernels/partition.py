@@ -54,7 +54,7 @@ def divided(
     allowed = divisible.split()
 
     def ruled(*parts):
-        if target.current().interpret:  # its effects on memory are more than custom_partitioning takes
+        if not _takes_rules():
             return function(*parts)
         return _ruled(function, inputs, outputs, allowed, dims, out_dims, parts)
 
@@ -80,6 +80,19 @@ def divided(
         out_specs=tuple(_spec(axes, labels) for labels in outputs),
         check_vma=False,
     )(*arrays)
+
+
+def _takes_rules() -> bool:
+    """Whether the partitioner of automatic axes is to get a rule.
+
+    libtpu knows none (https://github.com/jax-ml/jax/issues/38196): there XLA's operations are divided as it sees fit,
+    and jax says of a kernel that it needs a `shard_map`, unless `Target.lacks_kernels` could see the axes. Inside a
+    `shard_map` arrays are local, and rules do not know of axes that it leaves to the partitioner. The effects of
+    interpreted kernels on memory are more than custom_partitioning takes.
+    """
+    now = target.current()
+    manual = AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+    return not (now.interpret or now.platform == "tpu" or manual)
 
 
 def out_struct(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, *like: jax.Array) -> jax.ShapeDtypeStruct:

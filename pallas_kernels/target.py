@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import jax
+from jax.sharding import AxisType
 
 FAMILIES = {
     "TPU v5 lite": "v5e",
@@ -48,9 +49,19 @@ class Target:
 
     def lacks_kernels(self, *platforms: str) -> str | None:
         """Why an operation with kernels for `platforms` has none here; None if it has one."""
-        if self.platform in platforms and self.family != "other":
-            return None
-        return f"there is no kernel for {self.device_kind}"
+        if self.platform not in platforms or self.family == "other":
+            return f"there is no kernel for {self.device_kind}"
+        if self.platform == "tpu" and not self.interpret and _has_automatic_axes():
+            return (
+                "a kernel of TPUs cannot be divided over automatic mesh axes, only over explicit ones or in shard_map"
+            )
+        return None
+
+
+def _has_automatic_axes() -> bool:
+    """Whether the mesh of the context leaves axes to XLA's partitioner, which has no rules for kernels on TPUs."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(kind == AxisType.Auto and size > 1 for kind, size in zip(mesh.axis_types, mesh.axis_sizes, strict=True))
 
 
 TPU_V5E = Target("tpu", "TPU v5 lite")

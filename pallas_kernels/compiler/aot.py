@@ -146,7 +146,7 @@ def devices(device: str | targets.Target) -> list[Any]:
 def lower(device: str, function: Callable, *arguments: Any, donate: Sequence[int] = ()) -> jax.stages.Lowered:
     """Traces and lowers `function` for a device, given arguments with shardings on it."""
     target = DEVICES[device].target
-    with targets.compiling_for(target), _abstract_device(target, arguments):
+    with targets.compiling_for(target), _abstract_device(target, _topology(device)[0].device_kind, arguments):
         traced = jax.jit(function, donate_argnums=tuple(donate)).trace(*arguments)
         return traced.lower(lowering_platforms=("cuda" if target.platform == "gpu" else "tpu",))
 
@@ -171,11 +171,9 @@ def _topology(name: str) -> Sequence[Any]:
 
 
 @contextlib.contextmanager
-def _abstract_device(target: targets.Target, arguments: Any) -> Iterator[None]:
+def _abstract_device(target: targets.Target, kind: str, arguments: Any) -> Iterator[None]:
     """Tells Pallas what it traces for, which it would otherwise ask the default device; the mesh is the arguments'."""
-    device = jax.sharding.AbstractDevice(
-        device_kind=target.device_kind, num_cores=target.cores, platform=target.platform
-    )
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=target.cores, platform=target.platform)
     shardings = (leaf.sharding for leaf in jax.tree.leaves(arguments))
     meshes = [sharding.mesh for sharding in shardings if isinstance(sharding, jax.sharding.NamedSharding)]
     sizes, names, types = (meshes[0].axis_sizes, meshes[0].axis_names, meshes[0].axis_types) if meshes else ((),) * 3

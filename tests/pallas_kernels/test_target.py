@@ -3,9 +3,13 @@
 import types
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
-from pallas_kernels import target
+from pallas_kernels import linear_cross_entropy, supported, target
+
+SHAPES = (((256, 128), jnp.bfloat16), ((512, 128), jnp.bfloat16), ((256,), jnp.int32))
 
 
 @pytest.fixture
@@ -53,3 +57,23 @@ def test_kinds_of_devices_fall_into_families(kind, family):
     missing = None if family != "other" else f"there is no kernel for {kind}"
     assert device.lacks_kernels("tpu", "gpu") == device.lacks_kernels(platform) == missing
     assert device.lacks_kernels("cpu") == f"there is no kernel for {kind}"
+
+
+def test_kernels_of_tpus_are_not_taken_where_axes_are_automatic():
+    x, w, labels = (jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in SHAPES)
+
+    def why():
+        return supported(linear_cross_entropy, x, w, labels)
+
+    with target.compiling_for(target.TPU_V5P):
+        with jax.set_mesh(jax.make_mesh((2,), ("a",), axis_types=(AxisType.Auto,))):
+            assert "over automatic mesh axes" in why()
+            specs = {"in_specs": PartitionSpec(), "out_specs": PartitionSpec(), "check_vma": False}
+            inside = jax.shard_map(lambda: jnp.asarray(why() is None), **specs)
+            assert inside()
+        with jax.set_mesh(jax.make_mesh((1,), ("a",), axis_types=(AxisType.Auto,))):
+            assert why() is None
+        with jax.set_mesh(jax.make_mesh((2,), ("a",), axis_types=(AxisType.Explicit,))):
+            assert why() is None
+    with target.compiling_for(target.H200), jax.set_mesh(jax.make_mesh((2,), ("a",), axis_types=(AxisType.Auto,))):
+        assert target.current().lacks_kernels("gpu") is None  # there the partitioner gets a rule

@@ -10,7 +10,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import layout, partition
-from pallas_kernels.arguments import Backend, as_array, check_backend, check_config, is_number, values
+from pallas_kernels.arguments import Backend, as_array, check_arrays, check_backend, check_config, is_number, values
 from pallas_kernels.errors import ArgumentError
 from pallas_kernels.kernels.cross_entropy import chunks, dispatch
 from pallas_kernels.kernels.cross_entropy.config import CrossEntropyConfig, TpuCrossEntropyConfig, XlaCrossEntropyConfig
@@ -118,6 +118,7 @@ def _check(x, w, labels, z_loss, label_mask, soft_cap, reduction, backend, confi
     def error(argument, problem, remedy):
         raise ArgumentError("linear_cross_entropy", argument, problem, remedy)
 
+    check_arrays("linear_cross_entropy", x=x, w=w)
     for name, array in (("x", x), ("w", w)):
         if array.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
             error(name, f"is {array.dtype}", "give float32, bfloat16 or float16")

@@ -192,16 +192,22 @@ def test_tokens_divided_over_a_mesh(axis_type, reduction):
     close(dw, want[4])
 
 
-def test_inside_shard_map():
-    mesh = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Auto,))
+@pytest.mark.parametrize("others", [None, AxisType.Explicit, AxisType.Auto])
+def test_inside_shard_map(others):
+    """Over all axes of the mesh, and where it leaves one to the arrays' types or to the partitioner."""
+    sizes, names = ((8,), ("a",)) if others is None else ((4, 2), ("a", "b"))
+    mesh = jax.make_mesh(sizes, names, axis_types=(others or AxisType.Auto,) * len(names))
     x, w, labels = inputs(24, D, V)
 
     def local(x, w, labels):
         loss, _ = linear_cross_entropy(x, w, labels, z_loss=0.1, reduction="sum", config=XlaCrossEntropyConfig(2))
         return jax.lax.psum(loss, "a")
 
-    run = jax.shard_map(local, mesh=mesh, in_specs=(P("a"), P(), P("a")), out_specs=P())
-    value, grads = jax.jit(jax.value_and_grad(run, argnums=(0, 1)))(x, w, labels)
+    run = jax.shard_map(local, in_specs=(P("a"), P(), P("a")), out_specs=P(), axis_names={"a"})
+    with jax.set_mesh(mesh):
+        divided = NamedSharding(mesh, P("a"))
+        arrays = jax.device_put(x, divided), jnp.asarray(w), jax.device_put(labels, divided)
+        value, grads = jax.jit(jax.value_and_grad(run, argnums=(0, 1)))(*arrays)
     want = loss_and_gradients(x, w, labels, 0.1, reduction="sum")
     for got, expected in zip((value, *grads), (want[0], *want[3:]), strict=True):
         close(got, expected)
@@ -241,6 +247,8 @@ def test_remat_policies_can_keep_the_gradients():
 @pytest.mark.parametrize(
     ("change", "argument"),
     [
+        ({"x": [[1.0]]}, "x"),
+        ({"w": None}, "w"),
         ({"w": np.zeros((V, D + 1), np.float32)}, "w"),
         ({"w": np.zeros((V, D), np.int32)}, "w"),
         ({"x": np.zeros((N, D), np.int32)}, "x"),
