@@ -12,6 +12,7 @@ from types import ModuleType
 from davinci_jax.curation.corpus import CorpusOperation
 from davinci_jax.curation.inputs import Reader
 from davinci_jax.curation.pipeline import Operation
+from davinci_jax.curation.versions import INSTALL
 from davinci_jax.errors import ConfigError, nearest
 from davinci_jax.experiment.curation import Input, Step
 from davinci_jax.experiment.serialize import parse
@@ -314,6 +315,4 @@ def _build(table: dict[str, tuple[Callable[[], ModuleType], str]], name: str, va
     try:
         return parse(getattr(module(), kind), values, f"{field}.{name}")
     except ImportError as error:
-        raise ConfigError(
-            field, name, f"needs a package that is not installed ({error})", "pip install 'davinci-jax[curation]'"
-        ) from error
+        raise ConfigError(field, name, f"needs a package that is not installed ({error})", INSTALL) from error
