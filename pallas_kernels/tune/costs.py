@@ -78,7 +78,11 @@ def static_cost(module_name: str, family: str, shape: Any, config: Any) -> Cost:
         return Cost(math.inf, "cycles", "static", failure=_first_line(error))
     kernels = [kernel for kernel in compiled.kernels if kernel.pallas]
     chip = static_cycles.CHIPS[family]
-    cycles = module.cycles(compiled, shape, config) if hasattr(module, "cycles") else sum(k.model() for k in kernels)
+    try:
+        own = getattr(module, "cycles", None)
+        cycles = own(compiled, shape, config) if own else sum(kernel.model() for kernel in kernels)
+    except LookupError as error:  # the compiler made loops of this candidate whose trips cannot be told
+        return Cost(math.inf, "cycles", "static", failure=f"cycles cannot be counted: {_first_line(error)}")
     least = sum(kernel.bytes for kernel in kernels) / chip.bandwidth * chip.clock
     return Cost(max(cycles, least), "cycles", "static", spills=sum(kernel.spills for kernel in kernels))
 

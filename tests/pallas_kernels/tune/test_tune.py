@@ -3,8 +3,10 @@
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import time
+import types
 
 import jax
 import pytest
@@ -173,3 +175,17 @@ def test_rounds_take_turns():
     order = []
     costs.in_turns([lambda: order.append("a"), lambda: order.append("b")], rounds=3, seconds=1e-9)
     assert "".join(order[6:]) == "ababab"
+
+
+def test_a_candidate_whose_cycles_cannot_be_counted_says_so(monkeypatch):
+    def cycles(compiled, shape, config):
+        raise LookupError("kernel.1: the trips of loop 7 hang on data: give them")
+
+    module = types.SimpleNamespace(build=lambda *_: (None, []), cycles=cycles)
+    monkeypatch.setattr(costs.operations, "load", lambda name: module)
+    monkeypatch.setattr(costs.aot, "compile_for", lambda *_: types.SimpleNamespace(kernels=()))
+    found = costs.static_cost("any", "v5e", None, None)
+    assert found.value == math.inf
+    assert (
+        found.failure == "cycles cannot be counted: LookupError: kernel.1: the trips of loop 7 hang on data: give them"
+    )
