@@ -51,7 +51,11 @@ def curate(args: argparse.Namespace) -> None:
     elif args.plan:
         show_plan(config)
     else:
-        run(config)
+        try:
+            run(config)
+        except KeyboardInterrupt:
+            print("curate: stopped; the same command goes on from here")
+            raise
 
 
 def cards(args: argparse.Namespace) -> None:

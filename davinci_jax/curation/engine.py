@@ -23,6 +23,7 @@ from davinci_jax.curation.corpus import LastPass, remembered
 from davinci_jax.curation.documents import Document, GzipText, read_documents
 from davinci_jax.curation.executors import Work
 from davinci_jax.curation.inputs import Plan, acquire
+from davinci_jax.curation.interrupt import check
 from davinci_jax.curation.pipeline import FunnelStep, Timed, begin, through
 from davinci_jax.curation.registry import build, build_reader
 from davinci_jax.curation.stages import funnel_step
@@ -83,6 +84,7 @@ class ReadInputs(PipelineStep):
         readers = [build_reader(given) for given in source.inputs]
 
         def reject(document: Document, reason: str) -> None:
+            check()  # a file may give nothing else
             account.took(self._row, document)
             account.rejected(self._row, document, reason)
 
@@ -90,6 +92,7 @@ class ReadInputs(PipelineStep):
             left = item.size
             found = Timed(acquire(source, source.inputs[position], readers[position], item, reject))
             for document in found:
+                check()
                 account.took(self._row, document)
                 account.gave(self._row, document, None)
                 yield document
@@ -119,6 +122,7 @@ class ReadDocuments(PipelineStep):
         account = self._task.open(rank) if self._task else None
         try:
             for document in read_documents(self._before.documents(rank)):
+                check()
                 yield document
                 if account:
                     account.read(document.size)
@@ -194,6 +198,7 @@ class WriteDocuments(PipelineStep):
         try:
             with GzipText(new) as out:
                 for document in data:
+                    check()  # one document that was read may become many
                     self._check_text(document)
                     account.kept(document)
                     out.write(document.to_json() + "\n")

@@ -8,8 +8,9 @@ import math
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import multiprocess
@@ -20,6 +21,7 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
+from davinci_jax.curation.interrupt import held_back
 from davinci_jax.curation.tasks import Paths, StageJob
 from davinci_jax.errors import DataError, UserError
 from davinci_jax.experiment.curation import CurationConfig
@@ -177,18 +179,35 @@ def _tell(logs: pathlib.Path, error: Exception) -> None:
     (logs / _ERROR_FILE).write_text(line, encoding="utf-8", errors="replace")
 
 
+@contextlib.contextmanager
+def _kept_from_children() -> Iterator[None]:
+    """Holds back Ctrl-C; what is started meanwhile never gets it.
+
+    A terminal sends it to the workers of a pool as well. They are stopped by this process.
+    """
+    multiprocess.resource_tracker.ensure_running()  # its start would let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Local(_Quiet, LocalPipelineExecutor):
     def run(self) -> None:
         if self.workers > 1:
             # Its manager process would be forked off this one, which may have threads of JAX or of the progress bar.
             multiprocess.set_start_method(self.start_method, force=True)
+            with _kept_from_children():
+                multiprocess.forkserver.ensure_running()
             super().run()
             return
         pipeline = self.pipeline
         for rank in self.get_incomplete_ranks():
             # Steps keep counts. A copy of the list as a whole keeps what they share, and starts each task from zero.
             self.pipeline = copy.deepcopy(pipeline)
-            self._run_for_rank(rank)
+            with held_back():
+                self._run_for_rank(rank)
 
 
 class _Ray(_Quiet, RayPipelineExecutor):

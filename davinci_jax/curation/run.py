@@ -17,6 +17,7 @@ import davinci_jax
 from davinci_jax.curation import funnel as funnels
 from davinci_jax.curation.documents import CURATED
 from davinci_jax.curation.inputs import Plan, Reader, field, make_plan
+from davinci_jax.curation.interrupt import stoppable
 from davinci_jax.curation.registry import build, build_reader
 from davinci_jax.curation.report import write_report
 from davinci_jax.curation.stages import Stage, split
@@ -103,6 +104,7 @@ def source_folder(config: CurationConfig, name: str) -> pathlib.Path:
     return pathlib.Path(config.root) / CURATED / name
 
 
+@stoppable()
 def curate(config: CurationConfig, console: Console | None = None) -> list[Curated]:
     """Brings every source through its recipe and writes `report.html`; returns what was done for each.
 
@@ -110,7 +112,7 @@ def curate(config: CurationConfig, console: Console | None = None) -> list[Curat
     operations up to its end, with their code. The last one's is the recipe hash: its folder is the result, and
     `current` leads there. A stage that is there is used again, so an edit repeats only what comes after it; a run
     that was killed goes on with the tasks that are not done. A source that Slurm is at work on, and one that reads
-    it, is left for the next start.
+    it, is left for the next start. Ctrl-C and SIGTERM stop it between two documents; a second one ends it at once.
 
     Args:
       config: root, sources, and what runs the tasks.
@@ -119,6 +121,7 @@ def curate(config: CurationConfig, console: Console | None = None) -> list[Curat
     Raises:
       ConfigError: a recipe or an input that cannot be.
       DataError: an input is missing, a task has failed, or another process curates the same source.
+      KeyboardInterrupt: it was asked to stop; the next start goes on from there.
     """
     console = console or Console()
     check(config)

@@ -18,10 +18,10 @@ def raw(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("raw"))
 
 
-def start(file):
+def start(file, stdout=subprocess.DEVNULL, program=("-m", "davinci_jax.cli", "curate")):
     return subprocess.Popen(
-        [sys.executable, "-m", "davinci_jax.cli", "curate", str(file)],
-        stdout=subprocess.DEVNULL,
+        [sys.executable, *program, str(file)],
+        stdout=stdout,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
@@ -74,3 +74,99 @@ def test_a_relaunch_repeats_no_task_that_is_done(raw, tmp_path):
     before = {file: file.stat().st_mtime_ns for file in done}
     run(write_config(tmp_path, raw, "later", "workers=2"))
     assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def wait_for(pattern, folder, seconds=50):
+    """Waits until files of a pattern are there; returns them."""
+    deadline = time.monotonic() + seconds
+    while not (found := list(folder.glob(pattern))):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def all_ended(group, seconds=10):
+    """Whether every process of a group ends by itself."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+# Ctrl-C of a terminal goes to all processes, SIGTERM of a scheduler often to the first alone.
+@pytest.mark.parametrize(
+    ("workers", "send", "number"),
+    [(1, os.killpg, signal.SIGINT), (2, os.killpg, signal.SIGINT), (2, os.kill, signal.SIGTERM)],
+)
+def test_a_run_that_is_told_to_stop_leaves_nobody_behind_and_continues(raw, tmp_path, workers, send, number):
+    reference = content(run(write_config(tmp_path, raw, "whole")).folder)
+    file = write_config(tmp_path, raw, "stopped", f"workers={workers}")
+    process = start(file, stdout=subprocess.PIPE)
+    try:
+        wait_for("curated/s/*/progress/*", tmp_path / "stopped")
+        send(process.pid, number)
+        told, errors = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert told.decode().endswith("curate: stopped; the same command goes on from here\n")
+        assert b"Traceback" not in errors
+        assert all_ended(process.pid)
+    finally:
+        kill(process.pid)
+    assert not list((tmp_path / "stopped/curated/s").glob("current"))
+    assert content(run(file).folder) == reference
+
+
+# An operation in which a signal is lost, as in a callback of native code.
+DEAF = """
+import dataclasses, pathlib, sys, time
+
+from davinci_jax.cli import main
+from davinci_jax.curation import registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Deaf:
+    name, level = "drop-short", "L2"
+
+    def parameters(self):
+        return {}
+
+    def apply(self, documents, reject):
+        for document in documents:
+            pathlib.Path(sys.argv[1] + ".at").touch()
+            end = time.monotonic() + 4
+            while time.monotonic() < end:
+                try:
+                    time.sleep(0.1)
+                except BaseException:
+                    pass
+            yield document
+
+
+registry.OPERATIONS["drop-short"] = (lambda: sys.modules["__main__"], "Deaf")
+sys.exit(main(["curate", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_waits_for_the_end_of_a_document_and_a_second_one_does_not(raw, tmp_path, signals):
+    (tmp_path / "deaf.py").write_text(DEAF)
+    file = write_config(tmp_path, raw, "stopped")
+    file.write_text(file.read_text().replace(", characters=200", ""))
+    process = start(file, program=(str(tmp_path / "deaf.py"),))
+    try:
+        wait_for("*.at", tmp_path)
+        began = time.monotonic()
+        for _ in range(signals):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert errors.decode() == "\nstopping after the document at hand; once more ends it at once\n"
+        assert (time.monotonic() - began < 2) == (signals == 2)
+    finally:
+        kill(process.pid)
