@@ -17,6 +17,7 @@ from davinci_jax.experiment.data import LEVELS
 from davinci_jax.files import write_atomically
 
 FUNNEL_FILE, CARD_FILE = "funnel.json", "card.json"
+_REASON_CHARACTERS = 200  # of one that is told in a line
 _ADDED = (
     "documents_in",
     "bytes_in",
@@ -177,6 +178,20 @@ def write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
     write_atomically(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def why_empty(folder: pathlib.Path, funnel: dict[str, Any]) -> str:
+    """Returns why a result has no document: what most were rejected for, going by the samples of one operation."""
+    steps = funnel["steps"]
+    total = sum(step["rejected"] for step in steps)
+    if not total:
+        return "no document is left, and none was rejected"
+    most = max(range(len(steps)), key=lambda n: steps[n]["rejected"])
+    removed = read_samples(folder, "removed") or ()
+    reasons = collections.Counter(record["reason"] for record in removed if record.get("step") == most)
+    often = "".join(f" ({_one_line(reason)})" for reason, _ in reasons.most_common(1))
+    rejects = folder / "rejects"
+    return f"no document is left: {total:,} rejected, most often by {steps[most]['operation']}{often}; see {rejects}"
+
+
 def show_funnel(steps: Sequence[dict[str, Any]]) -> str:
     """Returns the funnel as a table of one line an operation."""
     rows = [("level", "operation", *("documents", "megabytes", "M tokens"), "rejected", "failed", "seconds")]
@@ -213,6 +228,10 @@ def _by_operation(stages: Sequence[Sequence[dict[str, Any]]], name: str) -> Iter
 
 def _write(file: pathlib.Path, records: Any) -> None:
     write_atomically(file, "".join(json_line(record) + "\n" for record in records))
+
+
+def _one_line(reason: str) -> str:
+    return " ".join(reason.split())[:_REASON_CHARACTERS]
 
 
 def _is(value: Any, fields: dict[str, Any]) -> bool:

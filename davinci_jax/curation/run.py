@@ -192,7 +192,7 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
     if known is None or built:
         known = _finish(prepared, [all_counts(job.paths, tasks) for job in jobs])
     _write_card(prepared, known)
-    funnels.point(prepared.folder / CURRENT, prepared.result.name)
+    notes = _point(prepared, known)
     if built:
         console.print(funnels.show_funnel(known["steps"]), highlight=False, markup=False, soft_wrap=True)
     state = "made" if built else "up to date"
@@ -201,6 +201,8 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
         highlight=False,
         soft_wrap=True,
     )
+    for note in notes:
+        console.print(f"{name}: {note}", highlight=False, markup=False, soft_wrap=True)
     _tell_counter(counted_by(_tokenizer(config)), known["tokens_by"], prepared, console)
     return Curated(name, prepared.result, known, built)
 
@@ -253,6 +255,19 @@ def _tokens_by(counts: Sequence[Sequence[dict[str, Any]]]) -> str:
         return ways[0]
     steps = [", ".join(step["operation"] for step in stage[0]["steps"]) or "no step" for stage in counts]
     return "mixed: " + "; ".join(f"{step} by {way}" for step, way in zip(steps, ways, strict=True))
+
+
+def _point(prepared: Prepared, funnel: dict[str, Any]) -> list[str]:
+    """Leads `current` to a result, unless it is empty and an earlier one is not; returns what to tell of that."""
+    link, notes = prepared.folder / CURRENT, []
+    earlier = funnels.read_json(link / funnels.FUNNEL_FILE) or {}
+    if not funnel["documents"]:
+        notes.append(funnels.why_empty(prepared.result, funnel))
+    if notes and earlier.get("documents"):
+        notes.append(f"{link} still leads to the result before, of {earlier['documents']:,} documents")
+    else:
+        funnels.point(link, prepared.result.name)
+    return notes
 
 
 def _tell_counter(wanted: str, used: str, prepared: Prepared, console: Console) -> None:

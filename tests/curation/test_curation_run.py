@@ -394,3 +394,48 @@ def test_a_folder_in_the_place_of_the_link_to_the_result_is_told_before_anything
     assert not (tmp_path / "root/curated/s").exists()
     (tmp_path / "root/curated/t/current").rmdir()
     assert len(curate(config, Console(quiet=True))) == 2
+
+
+def curated_texts(root, texts, *steps):
+    """Curates a folder; returns the result and the lines that tell of an empty one."""
+    first = dataclasses.replace(folder_source("first", texts), recipe=(Step("decode-utf8"), *steps))
+    told = io.StringIO()
+    [result] = curate(CurationConfig(root=str(root), sources=(first,)), Console(file=told, width=80))
+    at = told.getvalue().splitlines()
+    return result, [line for line in at if "no document is left" in line or "still leads to" in line]
+
+
+def test_a_source_that_keeps_no_document_says_why_and_leaves_an_earlier_result_in_place(tmp_path, texts):
+    (texts / "b.txt").write_text("b" * 300)
+    full, told = curated_texts(tmp_path / "root", texts)
+    assert told == []
+    short = Step("drop-short", characters=1000)
+    for _ in range(2):  # made, and up to date
+        empty, told = curated_texts(tmp_path / "root", texts, short)
+        reason = json.loads((empty.folder / "samples/removed.jsonl").read_text().splitlines()[0])["reason"]
+        link = empty.folder.parent / "current"
+        assert told == [
+            f"first: no document is left: 2 rejected, most often by drop-short ({reason}); see {empty.folder}/rejects",
+            f"first: {link} still leads to the result before, of 2 documents",
+        ]
+        assert link.resolve() == full.folder.resolve()
+
+
+def test_a_first_result_that_is_empty_is_pointed_to_and_a_later_one_takes_its_place(tmp_path, texts):
+    empty, told = curated_texts(tmp_path / "root", texts, Step("drop-short", characters=1000))
+    assert [line.partition(" rejected")[0] for line in told] == ["first: no document is left: 1"]
+    link = empty.folder.parent / "current"
+    assert link.resolve() == empty.folder.resolve()
+    full, told = curated_texts(tmp_path / "root", texts)
+    assert told == []
+    assert link.resolve() == full.folder.resolve()
+
+
+def test_a_source_without_any_document_says_so(tmp_path, texts):
+    (texts / "a.txt").rename(tmp_path / "a.txt")
+    (texts / "rows.jsonl").write_text("")
+    given = Input(kind="jsonl", path=str(texts), name="in")
+    empty = CuratedSource(name="first", domain="D", level="L1", inputs=(given,), recipe=())
+    told = io.StringIO()
+    curate(CurationConfig(root=str(tmp_path / "root"), sources=(empty,)), Console(file=told))
+    assert "first: no document is left, and none was rejected\n" in told.getvalue()
