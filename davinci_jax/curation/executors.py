@@ -13,7 +13,8 @@ import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import multiprocess
+import multiprocess.forkserver
+import multiprocess.resource_tracker
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -97,6 +98,31 @@ def all_ended(group, seconds=10):
     return False
 
 
+def hearing(group, number):
+    """The processes of a group that a signal reaches: neither held back nor ignored."""
+    found = set()
+    for file in pathlib.Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):  # ended since
+            if os.getpgid(int(file.parent.name)) == group:
+                told = dict(line.split(":\t", 1) for line in file.read_text().splitlines() if ":\t" in line)
+                if not (int(told["SigBlk"], 16) | int(told["SigIgn"], 16)) >> (number - 1) & 1:
+                    found.add(int(file.parent.name))
+    return found
+
+
+# `davinci curate` with a pool of processes for as little as there is to read here.
+POOLED = """
+import sys
+
+from davinci_jax.cli import main
+from davinci_jax.curation import executors
+
+if __name__ == "__main__":
+    executors._WORKER_BYTES = 1
+    sys.exit(main(["curate", sys.argv[1]]))
+"""
+
+
 # Ctrl-C of a terminal goes to all processes, SIGTERM of a scheduler often to the first alone.
 @pytest.mark.parametrize(
     ("workers", "send", "number"),
@@ -105,9 +131,11 @@ def all_ended(group, seconds=10):
 def test_a_run_that_is_told_to_stop_leaves_nobody_behind_and_continues(raw, tmp_path, workers, send, number):
     reference = content(run(write_config(tmp_path, raw, "whole")).folder)
     file = write_config(tmp_path, raw, "stopped", f"workers={workers}")
-    process = start(file, stdout=subprocess.PIPE)
+    (tmp_path / "pooled.py").write_text(POOLED)
+    process = start(file, stdout=subprocess.PIPE, program=(str(tmp_path / "pooled.py"),))
     try:
         wait_for("curated/s/*/progress/*", tmp_path / "stopped")
+        assert hearing(process.pid, signal.SIGINT) == {process.pid}  # workers are stopped by it
         send(process.pid, number)
         told, errors = process.communicate(timeout=20)
         assert process.returncode == 130
