@@ -151,7 +151,7 @@ def _start_ray(workers: int) -> None:
         import ray
     except ImportError as error:
         raise DataError(
-            "curation.executor", "ray", "is not installed", "pip install 'davinci-jax[curation-ray]'"
+            "curation.executor", "ray", "is not installed", "in the clone: pip install -e '.[curation-ray]'"
         ) from error
     if not ray.is_initialized():
         # RAY_ADDRESS names a cluster; without one Ray starts here.

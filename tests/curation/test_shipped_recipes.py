@@ -55,9 +55,10 @@ def folder(tmp_path_factory):
             (root / "raw" / file).parent.mkdir(parents=True, exist_ok=True)
             (root / "raw" / file).write_bytes(pdf(["A line."]) if file.endswith(".pdf") else b"")
     recipe_materials.write_repository(folder / "data/code/raw/repositories/one", {"a.py": "x = 1\n"})
-    books = folder / "data/darwin_science/curated/books/current/documents"
-    books.mkdir(parents=True)
-    (books / "00000.jsonl").write_text(Document(id="a", text="A book.").to_json() + "\n")
+    books = folder / "data/darwin_science/curated/books"
+    (books / "made/documents").mkdir(parents=True)
+    (books / "made/documents/00000.jsonl").write_text(Document(id="a", text="A book.").to_json() + "\n")
+    (books / "current").symlink_to("made")
     (folder / "data/web/blocked_domains.txt").write_text("spam.example\n")
     return folder
 
