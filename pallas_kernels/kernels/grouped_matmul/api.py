@@ -1,5 +1,6 @@
 """The public grouped matmul: checks, choice of a backend, gradients."""
 
+import dataclasses
 import functools
 
 import jax
@@ -74,9 +75,9 @@ def grouped_matmul(
     arrays = [None if array is None else jnp.asarray(array) for array in (x, group_sizes, rows, *weights)]
     divided = layout.entries(arrays[0] if rows is None else arrays[2])[0]
     x, group_sizes, rows, *weights = vary_alike(*_together(*arrays, transpose_w=transpose_w))
-    static = (chosen, bool(transpose_w), out_dtype, config)
+    product = Product(chosen, config, bool(transpose_w), out_dtype)
     multiply = _multiply if activation is None else _multiply_gated
-    out = multiply(x, *weights, group_sizes, rows, static)
+    out = multiply(x, *weights, group_sizes, rows, product)
     return layout.divide(out, divided, layout.entries(out)[1])
 
 
@@ -127,7 +128,7 @@ def grouped_matmul_transposed(
     x, group_sizes, rows = _together(x, group_sizes, rows)
     y = layout.divide(y, None, layout.distinct(layout.entries(x)[1], layout.entries(y)[1])[1])
     x, y, group_sizes, rows = vary_alike(x, y, group_sizes, rows)
-    return _multiply_transposed(x, y, group_sizes, rows, (chosen, out_dtype, config))
+    return _multiply_transposed(x, y, group_sizes, rows, TransposedProduct(chosen, config, out_dtype))
 
 
 def _together(x, group_sizes, rows, *weights, transpose_w: bool = False) -> tuple[jax.Array | None, ...]:
@@ -205,23 +206,70 @@ def check_group_sizes(name: str, group_sizes, count: int) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """What a grouped product and its two gradients are compiled for.
+
+    Attributes:
+      choice: what runs the three.
+      config: block sizes of each.
+      transpose_w: weights are [G, N, K].
+      out_dtype: of the product, by default that of the rows; gradients have the dtype of the rows.
+    """
+
+    choice: dispatch.Choice
+    config: GroupedMatmulConfig
+    transpose_w: bool = False
+    out_dtype: jax.typing.DTypeLike | None = None
+
+    def forward(self, x, w, group_sizes, rows=None) -> jax.Array:
+        return dispatch.product(self.choice, x, w, group_sizes, rows=rows, **self._forward_options())
+
+    def gated_forward(self, x, gate, up, group_sizes, rows, *, keep: bool = False) -> tuple[jax.Array, ...]:
+        """(hidden,), and with `keep` (hidden, x gate, x up)."""
+        options = {"keep": keep, **self._forward_options()}
+        return dispatch.gated_product(self.choice, x, gate, up, group_sizes, rows=rows, **options)
+
+    def grad_x(self, dy, w, group_sizes) -> jax.Array:
+        """Gradient of the (gathered) rows."""
+        options = {"transpose_w": not self.transpose_w, "config": self.config.grad_x}
+        return dispatch.product(self.choice, dy, w, group_sizes, **options)
+
+    def grad_w(self, x, dy, group_sizes, rows=None) -> jax.Array:
+        """Gradient of the weights."""
+        config = self.config.grad_w
+        if not self.transpose_w:
+            return dispatch.transposed_product(self.choice, x, dy, group_sizes, rows=rows, config=config)
+        x = x if rows is None else x[rows]
+        return dispatch.transposed_product(self.choice, dy, x, group_sizes, config=config)
+
+    def _forward_options(self) -> dict:
+        return {"transpose_w": self.transpose_w, "out_dtype": self.out_dtype, "config": self.config.forward}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransposedProduct:
+    """What a transposed product is compiled for; its gradients leave block sizes to the tables."""
+
+    choice: dispatch.Choice
+    config: TransposedConfig | None
+    out_dtype: jax.typing.DTypeLike
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _multiply(x, w, group_sizes, rows, static):
-    choice, transpose_w, out_dtype, config = static
-    options = {"transpose_w": transpose_w, "out_dtype": out_dtype, "config": config.forward}
-    return dispatch.product(choice, x, w, group_sizes, rows=rows, **options)
+def _multiply(x, w, group_sizes, rows, product: Product):
+    return product.forward(x, w, group_sizes, rows)
 
 
-def _multiply_fwd(x, w, group_sizes, rows, static):
-    return checkpoint_name(_multiply(x, w, group_sizes, rows, static), OUT), (x, w, group_sizes, rows)
+def _multiply_fwd(x, w, group_sizes, rows, product: Product):
+    return checkpoint_name(_multiply(x, w, group_sizes, rows, product), OUT), (x, w, group_sizes, rows)
 
 
-def _multiply_bwd(static, residuals, dy):
+def _multiply_bwd(product: Product, residuals, dy):
     x, w, group_sizes, rows = residuals
-    choice, transpose_w, _, config = static
     dy = dy.astype(x.dtype)
-    dx = grad_x(choice, dy, w, group_sizes, transpose_w, config)
-    dw = grad_w(choice, x, dy, group_sizes, rows, transpose_w, config)
+    dx = product.grad_x(dy, w, group_sizes)
+    dw = product.grad_w(x, dy, group_sizes, rows)
     return _scatter(dx, x, rows), dw, None, None
 
 
@@ -229,28 +277,23 @@ _multiply.defvjp(_multiply_fwd, _multiply_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _multiply_gated(x, gate, up, group_sizes, rows, static):
-    choice, transpose_w, out_dtype, config = static
-    options = {"transpose_w": transpose_w, "out_dtype": out_dtype, "config": config.forward}
-    return dispatch.gated_product(choice, x, gate, up, group_sizes, rows=rows, **options)[0]
+def _multiply_gated(x, gate, up, group_sizes, rows, product: Product):
+    return product.gated_forward(x, gate, up, group_sizes, rows)[0]
 
 
-def _multiply_gated_fwd(x, gate, up, group_sizes, rows, static):
-    choice, transpose_w, out_dtype, config = static
-    options = {"transpose_w": transpose_w, "out_dtype": out_dtype, "config": config.forward, "keep": True}
-    hidden, gated, plain = dispatch.gated_product(choice, x, gate, up, group_sizes, rows=rows, **options)
+def _multiply_gated_fwd(x, gate, up, group_sizes, rows, product: Product):
+    hidden, gated, plain = product.gated_forward(x, gate, up, group_sizes, rows, keep=True)
     gated, plain = checkpoint_name(gated, GATE), checkpoint_name(plain, UP)
     return checkpoint_name(hidden, OUT), (x, gate, up, group_sizes, rows, gated, plain)
 
 
-def _multiply_gated_bwd(static, residuals, dy):
+def _multiply_gated_bwd(product: Product, residuals, dy):
     x, gate, up, group_sizes, rows, gated, plain = residuals
-    choice, transpose_w, _, config = static
     dgated, dplain = (d.astype(x.dtype) for d in swiglu_gradients(gated, plain, dy))
-    dx = grad_x(choice, dgated, gate, group_sizes, transpose_w, config)
-    dx += grad_x(choice, dplain, up, group_sizes, transpose_w, config)
-    dgate = grad_w(choice, x, dgated, group_sizes, rows, transpose_w, config)
-    dup = grad_w(choice, x, dplain, group_sizes, rows, transpose_w, config)
+    dx = product.grad_x(dgated, gate, group_sizes)
+    dx += product.grad_x(dplain, up, group_sizes)
+    dgate = product.grad_w(x, dgated, group_sizes, rows)
+    dup = product.grad_w(x, dplain, group_sizes, rows)
     return _scatter(dx, x, rows), dgate, dup, None, None
 
 
@@ -258,37 +301,23 @@ _multiply_gated.defvjp(_multiply_gated_fwd, _multiply_gated_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _multiply_transposed(x, y, group_sizes, rows, static):
-    choice, out_dtype, config = static
-    return dispatch.transposed_product(choice, x, y, group_sizes, rows=rows, out_dtype=out_dtype, config=config)
+def _multiply_transposed(x, y, group_sizes, rows, product: TransposedProduct):
+    options = {"out_dtype": product.out_dtype, "config": product.config}
+    return dispatch.transposed_product(product.choice, x, y, group_sizes, rows=rows, **options)
 
 
-def _multiply_transposed_fwd(x, y, group_sizes, rows, static):
-    return checkpoint_name(_multiply_transposed(x, y, group_sizes, rows, static), OUT), (x, y, group_sizes, rows)
+def _multiply_transposed_fwd(x, y, group_sizes, rows, product: TransposedProduct):
+    return checkpoint_name(_multiply_transposed(x, y, group_sizes, rows, product), OUT), (x, y, group_sizes, rows)
 
 
-def _multiply_transposed_bwd(static, residuals, dout):
+def _multiply_transposed_bwd(product: TransposedProduct, residuals, dout):
     x, y, group_sizes, rows = residuals
-    choice, dout = static[0], dout.astype(x.dtype)
-    dx = dispatch.product(choice, y, dout, group_sizes, transpose_w=True)
-    return _scatter(dx, x, rows), dispatch.product(choice, x, dout, group_sizes, rows=rows), None, None
+    dout = dout.astype(x.dtype)
+    dx = dispatch.product(product.choice, y, dout, group_sizes, transpose_w=True)
+    return _scatter(dx, x, rows), dispatch.product(product.choice, x, dout, group_sizes, rows=rows), None, None
 
 
 _multiply_transposed.defvjp(_multiply_transposed_fwd, _multiply_transposed_bwd)
-
-
-def grad_x(choice, dy, w, group_sizes, transpose_w, config: GroupedMatmulConfig) -> jax.Array:
-    """Gradient of the (gathered) rows, in their dtype."""
-    options = {"transpose_w": not transpose_w, "config": config.grad_x}
-    return dispatch.product(choice, dy, w, group_sizes, **options)
-
-
-def grad_w(choice, x, dy, group_sizes, rows, transpose_w, config: GroupedMatmulConfig) -> jax.Array:
-    """Gradient of the weights, in the dtype of the rows."""
-    if not transpose_w:
-        return dispatch.transposed_product(choice, x, dy, group_sizes, rows=rows, config=config.grad_w)
-    x = x if rows is None else x[rows]
-    return dispatch.transposed_product(choice, dy, x, group_sizes, config=config.grad_w)
 
 
 def _scatter(dx, x, rows):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,8 @@ def moe_mlp(
     gate, up = layout.divide(gate, None, None, inner), layout.divide(up, None, None, inner)
     order = [layout.whole(array) for array in (routing.group_sizes, routing.permutation, routing.inverse)]
     arrays = (layout.whole(x), layout.whole(routing.weights), gate, up, layout.divide(down, None, inner, None), *order)
-    return layout.divide(_mlp(*vary_alike(*arrays), (chosen, config)), *layout.entries(x))
+    products = _Products(grouped.Product(chosen, config.up), grouped.Product(chosen, config.down))
+    return layout.divide(_mlp(*vary_alike(*arrays), products), *layout.entries(x))
 
 
 def _check(x, routing, gate, up, down) -> None:
@@ -103,52 +105,52 @@ def _check(x, routing, gate, up, down) -> None:
             raise ArgumentError(name, argument, problem, "give one inner width")
 
 
+class _Products(NamedTuple):
+    """What the products with gate and up, and those with down, are compiled for."""
+
+    up: grouped.Product
+    down: grouped.Product
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
-def _mlp(x, weights, gate, up, down, group_sizes, permutation, inverse, static):
-    choice, config = static
+def _mlp(x, weights, gate, up, down, group_sizes, permutation, inverse, products: _Products):
     rows = permutation // weights.shape[1]
-    hidden = dispatch.gated_product(choice, x, gate, up, group_sizes, rows=rows, config=config.up.forward)[0]
-    return _combine(choice, hidden, weights, down, group_sizes, inverse, config).astype(x.dtype)
+    hidden = products.up.gated_forward(x, gate, up, group_sizes, rows)[0]
+    return _combine(products.down.forward(hidden, down, group_sizes), weights, inverse).astype(x.dtype)
 
 
-def _mlp_fwd(x, weights, gate, up, down, group_sizes, permutation, inverse, static):
-    choice, config = static
+def _mlp_fwd(x, weights, gate, up, down, group_sizes, permutation, inverse, products: _Products):
     rows = permutation // weights.shape[1]
-    hidden, gated, plain = dispatch.gated_product(
-        choice, x, gate, up, group_sizes, rows=rows, keep=True, config=config.up.forward
-    )
+    hidden, gated, plain = products.up.gated_forward(x, gate, up, group_sizes, rows, keep=True)
     gated, plain = checkpoint_name(gated, GATE), checkpoint_name(plain, UP)
-    out = _combine(choice, hidden, weights, down, group_sizes, inverse, config).astype(x.dtype)
+    out = _combine(products.down.forward(hidden, down, group_sizes), weights, inverse).astype(x.dtype)
     return checkpoint_name(out, OUT), (x, weights, gate, up, down, group_sizes, permutation, inverse, gated, plain)
 
 
-def _combine(choice, hidden, weights, down, group_sizes, inverse, config) -> jax.Array:
-    """Each token's sum over its experts, in float32."""
-    outputs = dispatch.product(choice, hidden, down, group_sizes, config=config.down.forward)
-    outputs = outputs[inverse].reshape(*weights.shape, down.shape[2])
+def _combine(outputs, weights, inverse) -> jax.Array:
+    """Each token's weighted sum over its experts of `outputs`, which are sorted by expert; in float32."""
+    outputs = outputs[inverse].reshape(*weights.shape, outputs.shape[1])
     return jnp.sum(outputs.astype(jnp.float32) * weights[..., None], axis=1)
 
 
-def _mlp_bwd(static, residuals, dout):
+def _mlp_bwd(products: _Products, residuals, dout):
     x, weights, gate, up, down, group_sizes, permutation, inverse, gated, plain = residuals
-    choice, config = static
     rows = permutation // weights.shape[1]
     sorted_weights = weights.reshape(-1)[permutation][:, None]
     hidden = jax.nn.silu(gated.astype(jnp.float32)) * plain.astype(jnp.float32)
 
     dsorted = dout[rows]
-    dhidden = dispatch.product(choice, dsorted, down, group_sizes, transpose_w=True, config=config.down.grad_x)
-    dhidden = dhidden.astype(jnp.float32)
+    dhidden = products.down.grad_x(dsorted, down, group_sizes).astype(jnp.float32)
     dweights = jnp.sum(dhidden * hidden, axis=1)[inverse].reshape(weights.shape)  # <dout, hidden down> by either side
     weighted = (hidden * sorted_weights).astype(x.dtype)
-    ddown = grouped.grad_w(choice, weighted, dsorted, group_sizes, None, False, config.down)
+    ddown = products.down.grad_w(weighted, dsorted, group_sizes)
 
     dgated, dplain = (d.astype(x.dtype) for d in swiglu_gradients(gated, plain, dhidden * sorted_weights))
-    dx = grouped.grad_x(choice, dgated, gate, group_sizes, False, config.up)
-    dx += grouped.grad_x(choice, dplain, up, group_sizes, False, config.up)
+    dx = products.up.grad_x(dgated, gate, group_sizes)
+    dx += products.up.grad_x(dplain, up, group_sizes)
     dx = jnp.sum(dx[inverse].reshape(*weights.shape, x.shape[1]).astype(jnp.float32), axis=1).astype(x.dtype)
-    dgate = grouped.grad_w(choice, x, dgated, group_sizes, rows, False, config.up)
-    dup = grouped.grad_w(choice, x, dplain, group_sizes, rows, False, config.up)
+    dgate = products.up.grad_w(x, dgated, group_sizes, rows)
+    dup = products.up.grad_w(x, dplain, group_sizes, rows)
     return dx, dweights, dgate, dup, ddown, None, None, None
 
 
