@@ -16,16 +16,15 @@ def choose(backend: str, dtype, hidden: int, vocabulary: int, config: CrossEntro
       ArgumentError: `config` is not one of the backend's.
       UnsupportedError: backend="pallas" has no kernel for this case.
     """
-    reason = unsupported(dtype, hidden, vocabulary)
-    wanted = {XlaCrossEntropyConfig: "xla", TpuCrossEntropyConfig: "pallas"}.get(type(config))
-    if "auto" != backend != (wanted or backend):
+    backend_of_config = {XlaCrossEntropyConfig: "xla", TpuCrossEntropyConfig: "pallas"}.get(type(config))
+    if backend != "auto" and backend_of_config not in (None, backend):
         problem = f"is {type(config).__name__}, with backend={backend!r}"
         raise ArgumentError("linear_cross_entropy", "config", problem, "leave one of them out")
-    if backend == "pallas" or wanted == "pallas":
-        if reason is not None:
-            raise UnsupportedError("linear_cross_entropy", "pallas", reason)
-        return "tpu"
-    return "xla" if reason or wanted == "xla" or backend == "xla" else "tpu"
+    asked = backend_of_config or backend
+    reason = unsupported(dtype, hidden, vocabulary)
+    if asked == "pallas" and reason is not None:
+        raise UnsupportedError("linear_cross_entropy", "pallas", reason)
+    return "xla" if asked == "xla" or reason is not None else "tpu"
 
 
 def unsupported(dtype, hidden: int, vocabulary: int) -> str | None:
