@@ -204,8 +204,10 @@ class WriteDocuments(PipelineStep):
                     out.write(document.to_json() + "\n")
             counts = account.close()
             _remove_rejects(paths, rank)
-            for label in (path for path in account.folder.iterdir() if path.is_dir()):
-                _move(label / "rejects.jsonl.gz", paths.rejects(label.name, rank))
+            rejects = {file.parent.name: file for file in sorted(account.folder.glob("*/rejects.jsonl.gz"))}
+            counts["rejects"] = {label: file.stat().st_size for label, file in rejects.items()}
+            for label, file in rejects.items():
+                _move(file, paths.rejects(label, rank))
             # A later stage may be counted otherwise: the config may name another tokenizer by then.
             counts["tokens_by"] = counted_by(self._task.job.tokenizer)
             counts |= {"file_bytes": new.stat().st_size, "output_digest": file_digest(new)}

@@ -191,6 +191,7 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
     known = funnels.read_funnel(prepared.result)
     if known is None or built:
         known = _finish(prepared, [all_counts(job.paths, tasks) for job in jobs])
+    funnels.link_rejects(prepared.result, [job.paths.folder for job in jobs[:-1]])
     _write_card(prepared, known)
     notes = _point(prepared, known)
     if built:
@@ -232,13 +233,12 @@ def _jobs(config: CurationConfig, prepared: Prepared) -> list[StageJob]:
 
 
 def _finish(prepared: Prepared, counts: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """Writes samples, links to rejects and the funnel of a result; returns the funnel."""
+    """Writes samples and the funnel of a result; returns the funnel."""
     rows = [row for stage in counts for row in funnels.add_steps(stage)]
     folder = prepared.result
     funnel = {"source": prepared.source.name, "recipe": folder.name, "tokens_by": _tokens_by(counts)}
     funnel |= funnels.summarise(rows, counts[-1])
     funnels.write_samples(folder, counts)
-    funnels.link_rejects(folder, [prepared.folder / stage.hash for stage in prepared.stages[:-1]])
     funnels.write_json(folder / funnels.FUNNEL_FILE, funnel)
     return funnels.read_json(folder / funnels.FUNNEL_FILE)
 

@@ -149,10 +149,12 @@ class Notes(NamedTuple):
 
 
 def read_counts(paths: Paths, task: int) -> dict[str, Any] | None:
-    """Returns the counts of a task whose documents are there as it left them, else `None`."""
+    """Returns the counts of a task whose documents and rejects are there as it left them, else `None`."""
     try:
         counts = json.loads(paths.counts(task).read_text(encoding="utf-8"))
-        same = paths.documents(task).stat().st_size == counts["file_bytes"]
+        sizes = {paths.documents(task): counts["file_bytes"]}
+        sizes |= {paths.rejects(label, task): size for label, size in counts["rejects"].items()}
+        same = all(file.stat().st_size == size for file, size in sizes.items())
         return counts if same and {"output_digest", "input_digest"} <= counts.keys() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -7,6 +7,7 @@ import glob
 import gzip
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -348,6 +349,21 @@ def test_rejects_of_an_attempt_that_ended_half_way_go(raw):
     assert again.folder == first.folder
     assert content(again.folder) == good
     assert records(again.folder / "rejects") == rejects  # those of earlier stages, too
+
+
+@pytest.mark.parametrize("gone", ["rejects/*/*.gz", "rejects/*", "rejects", "samples/removed.jsonl", "samples"])
+def test_rejects_and_samples_that_were_removed_by_hand_are_made_again(raw, gone):
+    recipe = (*RECIPE, Step("drop-short", characters=30))  # the last stage has rejects, and those before it
+    first = run(config(raw, recipe))
+    good, rejects = content(first.folder), records(first.folder / "rejects")
+    assert {record["operation"] for record in rejects} == {"decode-utf8", "drop-short"}
+    for path in glob.glob(f"{first.folder}/{gone}"):
+        (shutil.rmtree if os.path.isdir(path) and not os.path.islink(path) else os.unlink)(path)
+    again = run(config(raw, recipe))
+    assert again.folder == first.folder
+    assert content(again.folder) == good
+    assert records(again.folder / "rejects") == rejects
+    assert run(config(raw, recipe)).built is False
 
 
 @pytest.mark.parametrize("fails", ["first", "last"])
