@@ -127,7 +127,8 @@ def test_a_server_that_refuses_everyone_stops_the_run(tmp_path, status):
 
 
 def test_an_endpoint_that_is_down_is_one_clear_error(tmp_path):
-    with pytest.raises(DataError, match=r"does not (answer|serve)"):
+    told = r"'http://127.0.0.1:9': does not answer within 0.5 s \(connection refused\); start it, or give its address"
+    with pytest.raises(DataError, match=told):
         refine("http://127.0.0.1:9", tmp_path, [document(1)], patience=0.5)
     with pytest.raises(ConfigError, match="no address of a server"):
         refine("127.0.0.1:9", tmp_path, [])
@@ -140,6 +141,38 @@ def test_a_server_that_goes_away_or_fails_everyone_stops_the_run(tmp_path, monke
         pytest.raises(DataError, match="does not serve"),
     ):
         refine(server, tmp_path, [document(n) for n in range(9)], retries=0)
+
+
+@pytest.mark.parametrize("status", [400, 405, 422])
+def test_a_server_that_refuses_all_requests_alike_stops_the_run(tmp_path, status):
+    for n in range(20):
+        write_raw(tmp_path / "raw", n)
+
+    def script(payload, times):
+        return cleaned(payload) if script.mended else Reply(status=status, body=b"no\nsuch max_tokens")
+
+    script.mended = False
+    with scripted_server.serve(script) as server:
+        told = rf"{server.url}': refuses each of the first 16 requests \(status {status}: no such max_tokens\); mend"
+        with pytest.raises(DataError, match=told):
+            curated(tmp_path, server, 10**6)
+        assert len(server.payloads) < 20 * 4  # of 20 documents put twice in two rounds
+        script.mended = True
+        made, _ = curated(tmp_path, server, 10**6)
+    assert len(made) == 20
+
+
+def test_refusals_that_come_before_slow_answers_are_those_of_their_requests(tmp_path):
+    def script(payload, times):
+        wanted = "Part 0 of" in str(payload)
+        return Reply(cleaned(payload), delay=0.5) if wanted else Reply(status=400)
+
+    documents = [document(n) for n in range(20)]
+    with scripted_server.serve(script) as server:
+        made, rejects = refine(server, tmp_path, documents)
+        assert (list(made), len(rejects)) == (["d0"], 19)
+        again, _ = refine(server, tmp_path, documents)  # what is kept has been answered, too
+        assert again == made
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])

@@ -144,7 +144,7 @@ def test_l4_and_l5_run_against_a_real_server_and_no_token_is_bought_twice(server
 def test_a_server_that_is_down_stops_the_run_with_one_line(tmp_path):
     done, documents, rejects = curate(tmp_path, "http://127.0.0.1:9")
     assert done.returncode != 0
-    assert "http://127.0.0.1:9': does not answer within 2 s; start it" in done.stderr + done.stdout
+    assert "http://127.0.0.1:9': does not answer within 2 s (connection refused); start it" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert documents == rejects == []
 

@@ -17,7 +17,8 @@ from davinci_jax.experiment import checks
 
 # An endpoint that stands for the generations that are kept: nothing is sent, what was never asked fails.
 REPLAY = "replay"
-# This many requests in a row that failed after all their repetitions: it is not the requests, it is the server.
+# This many requests in a row that failed after all their repetitions, or that were refused before there was any answer:
+# it is not the requests, it is the server or what all of them ask for.
 FAILURES_IN_A_ROW = 16
 _REFUSED = {
     401: "the key is missing or wrong",
@@ -30,6 +31,10 @@ _AGAIN = frozenset({408, 409, 425, 429})
 
 class RequestFailed(Exception):
     """A request that has no usable answer; the document that asked goes on without it."""
+
+
+class _RequestRefused(RequestFailed):
+    """A request that the server would refuse again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +103,11 @@ class Client:
     def __init__(self, endpoint: Endpoint, store: GenerationStore):
         self.endpoint, self.store = endpoint, store
         self.asked = 0  # generations asked for, whether they were kept or had to be bought
+        self.trouble = ""  # why the server was not up when it was last asked
         self._waiting: dict[str, asyncio.Future] = {}
         self._failed_in_a_row = 0
+        self._sent = self._first_refused = 0  # requests sent, and how many of the first of them were refused
+        self._answered = False
         self._http = None
 
     async def __aenter__(self) -> Client:
@@ -123,8 +131,10 @@ class Client:
             return True
         try:
             response = await self._http.get(f"{self.endpoint.base}/v1/models", timeout=5.0)
-        except httpx.HTTPError:
+        except httpx.HTTPError as error:
+            self.trouble = _why(error)
             return False
+        self.trouble = f"status {response.status_code}"
         return response.status_code < 500
 
     async def complete(self, payload: Mapping[str, Any], label: str) -> Generation:
@@ -149,15 +159,21 @@ class Client:
             finally:
                 del self._waiting[key]
                 done.set_result(None)
+        self._answered = True
         return Generation(**kept)
 
     async def _ask(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """Sends a request until it is answered; returns the fields of its `Generation`."""
         if self.endpoint.url == REPLAY:
             raise RequestFailed("no generation is kept for it, and nothing is sent in a replay")
-        trouble, unreachable = "", False
+        trouble, unreachable, number = "", False, self._sent
+        self._sent += 1
         for attempt in range(self.endpoint.retries + 1):
-            answer, trouble, pause, unreachable = await self._send(payload)
+            try:
+                answer, trouble, pause, unreachable = await self._send(payload)
+            except _RequestRefused as error:
+                self._refused(number, error)
+                raise
             if answer is not None:
                 self._failed_in_a_row = 0
                 return answer
@@ -168,6 +184,18 @@ class Client:
             raise self._down(trouble)
         raise RequestFailed(f"{trouble}, after {self.endpoint.retries + 1} attempts")
 
+    def _refused(self, number: int, error: _RequestRefused) -> None:
+        """Takes note that the request of this number was refused.
+
+        Raises:
+          DataError: so were all of the first ones, however fast, and nothing has ever been answered.
+        """
+        self._first_refused += number < FAILURES_IN_A_ROW
+        if self._first_refused == FAILURES_IN_A_ROW and not self._answered:
+            problem = f"refuses each of the first {FAILURES_IN_A_ROW} requests ({error})"
+            remedy = "mend the server, or the model, max_tokens and chat of the step, and run again"
+            raise DataError("endpoint", self.endpoint.url, problem, f"{remedy}: every answer so far is kept")
+
     async def _send(self, payload: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str, float | None, bool]:
         """Sends once; returns (answer or `None`, trouble, seconds to wait or `None`, whether nobody was there)."""
         import httpx
@@ -176,7 +204,7 @@ class Client:
         try:
             response = await self._http.post(self.endpoint.base + path, json=dict(payload))
         except httpx.ConnectError as error:
-            return None, f"no connection ({error})", None, True
+            return None, f"no connection: {_why(error)}", None, True
         except httpx.TimeoutException:
             return None, f"no answer in {self.endpoint.timeout:g} s", None, False
         except httpx.HTTPError as error:
@@ -186,7 +214,8 @@ class Client:
         if response.status_code in _AGAIN or response.status_code >= 500:
             return None, f"status {response.status_code}", _retry_after(response.headers.get("Retry-After")), False
         if response.status_code != 200:
-            raise RequestFailed(f"status {response.status_code}: {response.text[:200]}")
+            said = " ".join(response.text.split())[:200]
+            raise _RequestRefused(f"status {response.status_code}: {said}")
         try:
             return _answer(response.json(), self.endpoint.chat), "", None, False
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
@@ -231,6 +260,14 @@ def _str(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"text expected, not {type(value).__name__}")
     return value
+
+
+def _why(error: BaseException) -> str:
+    """Returns what the system says of a connection that failed: httpx itself says no more than that it did."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    number = error.errno if isinstance(error, OSError) else None
+    return (os.strerror(number).lower() if number and number > 0 else str(error)) or type(error).__name__
 
 
 def _retry_after(header: str | None) -> float | None:

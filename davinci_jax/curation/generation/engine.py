@@ -164,5 +164,6 @@ def _cause(error: ServerError, client: Client) -> UserError:
         cause = cause.error
     if isinstance(cause, UserError):
         return cause
-    problem = f"does not answer within {client.endpoint.patience:g} s"
+    why = f" ({client.trouble})" if client.trouble else ""
+    problem = f"does not answer within {client.endpoint.patience:g} s{why}"
     return DataError("endpoint", client.endpoint.url, problem, "start it, or give its address")
