@@ -117,6 +117,7 @@ class Decontaminate:
             raise ConfigError("decontaminate.benchmarks", (), "is empty", "name the JSONL files of the benchmarks")
 
     def parameters(self) -> dict[str, Any]:
+        _read(self._stamps, self.fields)  # what is wrong with a file is told now, not when all before it has run
         files = self._files()
         digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files]
         return {
@@ -376,13 +377,17 @@ def told_apart(files: Sequence[pathlib.Path]) -> list[str]:
 
 
 def read_records(file: pathlib.Path, fields: tuple[str, ...], name: str = "") -> list[tuple[str, str, str]]:
-    """Returns (name, record, text) of a benchmark file; raises `DataError` for a line that is no record, or no line.
+    """Returns (name, record, text) of a benchmark file.
+
+    Raises:
+      DataError: it cannot be read, a line is no record, or there is no text in it.
 
     Args:
       file: JSONL, compressed or not.
       fields: keys of a record that are joined; none: every text in it.
       name: what the file is called; "" for its own name.
     """
+    field, path = "decontaminate.benchmarks", str(file)
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
             records = [
@@ -391,9 +396,10 @@ def read_records(file: pathlib.Path, fields: tuple[str, ...], name: str = "") ->
                 if line.strip()
             ]
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError("decontaminate.benchmarks", file.name, f"cannot be read ({error})", "write it again") from error
-    if not records:
-        raise DataError("decontaminate.benchmarks", str(file), "holds no record", "leave it out, or write it again")
+        raise DataError(field, path, f"cannot be read ({error})", "let this user read it, or fetch it again") from error
+    if not any(text.strip() for _, _, text in records):
+        what = f"text in {' or '.join(fields)}" if records and fields else "text" if records else "record"
+        raise DataError(field, path, f"holds no {what}", "leave it out, name other fields, or fetch it again")
     return records
 
 
@@ -459,7 +465,12 @@ def _shared_index(
     stamps: tuple[tuple[str, int, int], ...], fields: tuple[str, ...], n: int, normalise_numbers: bool
 ) -> NgramIndex:
     """Returns the index of files that are known by name, time and size, built once for a process."""
+    return NgramIndex(_read(stamps, fields), n, normalise_numbers)
+
+
+@functools.lru_cache(2)
+def _read(stamps: tuple[tuple[str, int, int], ...], fields: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """Returns the records of files that are known by name, time and size, read once for a process."""
     files = [pathlib.Path(file) for file, _, _ in stamps]
     named = zip(files, told_apart(files), strict=True)
-    records = [record for file, name in named for record in read_records(file, fields, name)]
-    return NgramIndex(records, n, normalise_numbers)
+    return [record for file, name in named for record in read_records(file, fields, name)]

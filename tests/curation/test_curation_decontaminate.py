@@ -9,6 +9,7 @@ import random
 import time
 
 import pytest
+from rich.console import Console
 
 from davinci_jax.curation import decontaminate
 from davinci_jax.curation.account import Account
@@ -17,9 +18,11 @@ from davinci_jax.curation.documents import Document
 from davinci_jax.curation.funnel import add_steps, summarise
 from davinci_jax.curation.normalise import normalise
 from davinci_jax.curation.pipeline import FunnelStep, through
+from davinci_jax.curation.run import curate
 from davinci_jax.curation.stages import funnel_step
 from davinci_jax.curation.tokens import TokenCounter
 from davinci_jax.errors import ConfigError, DataError
+from davinci_jax.experiment.curation import CuratedSource, CurationConfig, Input, Step
 
 
 def words(generator, count):
@@ -342,12 +345,16 @@ def test_benchmarks_of_one_name_are_told_apart(benchmark):
         ('{"other": 1}', "did|no field"),
         ("\xff", "line 1|JSON"),
         ("[" * 100_000, r"b\.jsonl, line 1: is no JSON"),
+        ('{"question": " "}\n{"question": null}', r"b\.jsonl': holds no text in question"),
     ],
 )
 def test_a_line_that_is_no_record_is_named(tmp_path, line, told):
     (tmp_path / "b.jsonl").write_bytes(line.encode("latin-1"))
+    operation = Decontaminate(benchmarks=(str(tmp_path / "b.jsonl"),), fields=("question",))
     with pytest.raises(DataError, match=told):
-        run(Decontaminate(benchmarks=(str(tmp_path / "b.jsonl"),), fields=("question",)), "text")
+        run(operation, "text")
+    with pytest.raises(DataError, match=told):
+        operation.parameters()
 
 
 def test_a_record_is_read_however_deeply_it_is_nested():
@@ -368,6 +375,20 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"question": "x y z"}\n' * 99)[:-12])
     with pytest.raises(DataError, match=r"b\.jsonl\.gz.*cannot be read"):
         run(Decontaminate(benchmarks=(str(tmp_path),)), "text")
+
+
+@pytest.mark.parametrize("line", ['{"question": ', '{"question": ""}', None], ids=["no JSON", "no text", "a folder"])
+def test_a_bad_file_is_told_before_any_document_is_read(tmp_path, line):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("text")
+    bad = tmp_path / "bad.jsonl"
+    bad.mkdir() if line is None else bad.write_text(line)
+    recipe = (Step("decode-utf8"), Step("exact-duplicates"), Step("decontaminate", benchmarks=[str(bad)]))
+    given = (Input(kind="folder", path=str(tmp_path / "texts")),)
+    source = CuratedSource(name="s", domain="D", level="L2", inputs=given, recipe=recipe)
+    with pytest.raises(DataError, match=r"bad\.jsonl"):
+        curate(CurationConfig(root=str(tmp_path / "root"), sources=(source,), workers=1), Console(quiet=True))
+    assert not list((tmp_path / "root").rglob("*.jsonl.gz"))
 
 
 def test_what_cannot_work_is_refused(tmp_path):

@@ -10,7 +10,9 @@ from davinci_jax.curation import registry
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.generation import chunks, prompts
 from davinci_jax.curation.generation.client import Generation
+from davinci_jax.curation.generation.dialogues import WriteDialogues
 from davinci_jax.curation.generation.quality import Quality, extract, is_endless, problem, repeated_share
+from davinci_jax.curation.generation.questions import AskQuestions
 from davinci_jax.curation.generation.refine import Complete, CompletionQuality, Refine
 from davinci_jax.errors import ConfigError
 from davinci_jax.experiment.curation import Step
@@ -279,6 +281,9 @@ def test_windows_count_the_tokens_of_a_tokenizer(tmp_path):
     assert len(chunks.windows(text, 50, None)) == len(chunks.cut(text, 200))
     with pytest.raises(ConfigError, match=r"no tokenizer\.json"):
         chunks.windows(text, 50, str(tmp_path / "none.json"))
+    for operation in (AskQuestions, Complete, WriteDialogues):  # before any document
+        with pytest.raises(ConfigError, match=r"no tokenizer\.json"):
+            operation(endpoint="replay", model="m", tokenizer=str(tmp_path / "none.json"))
 
 
 def test_documents_whose_questions_are_marked_are_not_rewritten(tmp_path):

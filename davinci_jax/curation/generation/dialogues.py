@@ -48,6 +48,7 @@ class WriteDialogues(Generative):
     def __post_init__(self):
         super().__post_init__()
         checks.positive(self.name, tokens=self.tokens, turns=self.turns)
+        chunks.windows("", self.tokens, self.tokenizer)  # a tokenizer that is none is told before any work
 
     async def rollout(self, document: Document, ask: Ask) -> list[tuple[int, int, str | None, str]]:
         """Returns (start, end, conversation or `None`, what was wrong) of each passage."""

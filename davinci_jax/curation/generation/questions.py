@@ -77,6 +77,7 @@ class AskQuestions(Generative):
         super().__post_init__()
         checks.positive(self.name, tokens=self.tokens, count=self.count, copied_words=self.copied_words)
         checks.within(self.name, 0, 1, grounded=self.grounded, agreement=self.agreement)
+        chunks.windows("", self.tokens, self.tokenizer)  # a tokenizer that is none is told before any work
 
     def parameters(self) -> dict[str, Any]:
         return super().parameters() | ({"answer_prompt": prompts.load("answer_v1").record} if self.verify else {})

@@ -171,6 +171,7 @@ class Complete(Rewrite):
     def __post_init__(self):
         super().__post_init__()
         checks.positive(self.name, tokens=self.tokens)
+        chunks.windows("", self.tokens, self.tokenizer)  # a tokenizer that is none is told before any work
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         return chunks.windows(text, self.tokens, self.tokenizer)
