@@ -11,6 +11,7 @@ from pallas_kernels import partition, tables, target
 from pallas_kernels.arguments import check_flag
 from pallas_kernels.errors import ArgumentError, UnsupportedError
 from pallas_kernels.kernels.attention import checks, xla
+from pallas_kernels.kernels.attention.spec import AttentionSpec, Masks
 
 RESIDUAL = "attention_out"  # the name under which output and log-sum-exp can be kept by a remat policy
 
@@ -76,10 +77,11 @@ def attention(
     sinks = checks.sinks(sinks, q)
     chosen = _choose(backend, q, k, spec, masks, needs_lse=return_lse or sinks is not None)
     config = checks.config(config, backend, _kernel(chosen) if chosen in ("tpu", "hopper") else None)
-    q, k, v, *masks = partition.vary_alike(q, k, v, *masks)
+    q, k, v, *marked = partition.vary_alike(q, k, v, *masks)
+    masks = Masks(*marked)
     if chosen == "cudnn":
         return _cudnn(q, k, v, masks, spec)
-    out, lse = _attend(q, k, v, tuple(masks), spec, chosen, config)
+    out, lse = _attend(q, k, v, masks, spec, chosen, config)
     if sinks is not None:
         out, lse = _with_sinks(out, lse, sinks[:, None])
     return (out, lse) if return_lse else out
@@ -98,7 +100,7 @@ def _with_sinks(out, lse, sinks):
     return out, jnp.where(blind, sinks, jnp.logaddexp(finite, sinks))
 
 
-def _choose(backend, q, k, spec, masks, needs_lse) -> str:
+def _choose(backend, q, k, spec: AttentionSpec, masks: Masks, needs_lse: bool) -> str:
     """The backend to run: "tpu", "hopper", "cudnn" or "xla"."""
     if backend not in ("auto", "pallas", "cudnn", "xla"):
         raise ArgumentError("attention", "backend", f"is {backend!r}", "choose auto, pallas, cudnn or xla")
@@ -116,7 +118,7 @@ def _choose(backend, q, k, spec, masks, needs_lse) -> str:
     return "xla"
 
 
-def _preferred(q, spec, masks) -> tuple[str, ...]:
+def _preferred(q, spec: AttentionSpec, masks: Masks) -> tuple[str, ...]:
     """Backends in the order that the table of recorded times gives.
 
     An unrecorded kernel comes after cuDNN, but before it with documents: these are a mask of T x S there, which takes
@@ -124,7 +126,7 @@ def _preferred(q, spec, masks) -> tuple[str, ...]:
     """
     if target.current().platform == "tpu":
         return ("pallas",)
-    packed = masks[0] is not None
+    packed = masks.q_segments is not None
     kind = ("causal" if spec.causal else "full") + ("/packed" if packed else "")
     recorded = tables.lookup("attention_backend", target.current().family, f"head{q.shape[3]}/{kind}")
     if recorded:
@@ -156,21 +158,21 @@ def _kernel(backend: str):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _attend(q, k, v, masks, spec, backend, config):
+def _attend(q, k, v, masks: Masks, spec: AttentionSpec, backend: str, config: tuple):
+    """Output and log-sum-exp by "tpu", "hopper" or "xla"; `config` is for forward and backward."""
     return _forward(q, k, v, masks, spec, backend, config[0])
 
 
 HEADS, KEYS, ROWS = "b t (g r) k", "b s g k", "b (g r) t"
 OF_ONE_KEY_HEAD = {HEADS: "b t h k", ROWS: "b h t"}  # which every device then has whole
-MASKS = ("b t", "b s", "b t", "b s")
+MASK_DIMS = Masks("b t", "b s", "b t", "b s")
 
 
 def _forward(q, k, v, masks, spec, backend, config):
-    def local(q, k, v, *given):
-        return tuple(_call(backend, "forward", (q, k, v), given, masks, spec, config))
+    def local(q, k, v, masks: Masks):
+        return _kernel(backend).forward(q, k, v, spec=spec, config=config, **masks._asdict())
 
-    opaque = backend != "xla"
-    return _divided(local, (q, k, v), (HEADS, KEYS, KEYS), masks, (HEADS, ROWS), opaque=opaque)
+    return _divided(local, (q, k, v), (HEADS, KEYS, KEYS), masks, (HEADS, ROWS), opaque=backend != "xla")
 
 
 def _fwd(q, k, v, masks, spec, backend, config):
@@ -184,43 +186,47 @@ def _bwd(spec, backend, config, residuals, cotangents):
     delta = jnp.einsum("bthk,bthk->bht", out.astype(jnp.float32), dout.astype(jnp.float32)) - dlse
     finite = jnp.where(jnp.isneginf(lse), 0.0, lse)  # queries that see nothing: their masked scores give weight 0
 
-    def local(q, k, v, lse, delta, dout, *given):
-        return tuple(_call(backend, "backward", (q, k, v, lse, delta, dout), given, masks, spec, config[1]))
+    def local(q, k, v, lse, delta, dout, masks: Masks):
+        kernel = _kernel(backend)
+        return kernel.backward(q, k, v, lse, delta, dout, spec=spec, config=config[1], **masks._asdict())
 
     arrays, dims = (q, k, v, finite, delta, dout), (HEADS, KEYS, KEYS, ROWS, ROWS, HEADS)
     grads = _divided(local, arrays, dims, masks, (HEADS, KEYS, KEYS), opaque=backend != "xla")
-    return *grads, (None,) * len(masks)
+    return *grads, None
 
 
 _attend.defvjp(_fwd, _bwd)
 
 
-def _divided(local, arrays, dims, masks, out_dims, *, opaque: bool):
-    """Calls `local` on the parts of all arrays that each device holds; masks that are None stay away.
+def _divided(local, arrays, dims, masks: Masks, out_dims, *, opaque: bool):
+    """Calls `local(*arrays, masks)` on the parts that each device holds; absent masks stay None.
 
     A kernel of ours is opaque to XLA's partitioner; it knows how to divide its own operations, and jax's cuDNN calls.
     """
-    given = [(mask, labels) for mask, labels in zip(masks, MASKS, strict=True) if mask is not None]
-    arrays, dims = (*arrays, *(mask for mask, _ in given)), (*dims, *(labels for _, labels in given))
+    given = {name: mask for name, mask in masks._asdict().items() if mask is not None}
+    mask_dims = [getattr(MASK_DIMS, name) for name in given]
     divisible = "b g"
     if arrays[1].shape[2] == 1:
         dims, out_dims = ([OF_ONE_KEY_HEAD.get(labels, labels) for labels in each] for each in (dims, out_dims))
         divisible = "b h"
-    options = {"divisible": divisible, "batch": "b", "name": "attention", "opaque": opaque}
-    return partition.divided(local, arrays, dims, out_dims, **options)
+
+    def flat(*parts):
+        own, own_masks = parts[: len(arrays)], parts[len(arrays) :]
+        return tuple(local(*own, Masks(**dict(zip(given, own_masks, strict=True)))))
+
+    return partition.divided(
+        flat,
+        (*arrays, *given.values()),
+        (*dims, *mask_dims),
+        out_dims,
+        divisible=divisible,
+        batch="b",
+        name="attention",
+        opaque=opaque,
+    )
 
 
-def _call(backend, direction, arrays, given, masks, spec, config):
-    """Runs one direction of a kernel, the masks that are given back in their places."""
-    given = iter(given)
-    names = ("q_segments", "kv_segments", "q_positions", "kv_positions")
-    options = {name: None if mask is None else next(given) for name, mask in zip(names, masks, strict=True)}
-    if backend != "xla":
-        options["config"] = config
-    return getattr(_kernel(backend), direction)(*arrays, spec=spec, **options)
-
-
-def _cudnn_reason(q, k, spec, masks, needs_lse, now) -> str | None:
+def _cudnn_reason(q, k, spec: AttentionSpec, masks: Masks, needs_lse: bool, now: target.Target) -> str | None:
     if now.platform != "gpu":
         return f"cuDNN does not run on {now.device_kind}"
     if not _cudnn_found():
@@ -235,7 +241,7 @@ def _cudnn_reason(q, k, spec, masks, needs_lse, now) -> str | None:
         return "cuDNN has no soft cap here"
     if needs_lse:
         return "cuDNN's log-sum-exp has no gradient"
-    if masks[2] is not None:
+    if masks.q_positions is not None:
         return "cuDNN takes no positions"
     if spec.window is not None and not (spec.causal and spec.window[1] == -1):
         return "cuDNN takes a window to the left of a causal mask only"
@@ -253,27 +259,28 @@ def _cudnn_found() -> bool:
     return True
 
 
-def _cudnn(q, k, v, masks, spec):
+def _cudnn(q, k, v, masks: Masks, spec: AttentionSpec):
     """jax.nn's cuDNN attention; documents become a mask, which costs memory of T x S for each row of the batch.
 
     Where the mask hides all keys of a query, cuDNN gives the mean of their values: such queries are set to 0. Without
     documents each sees a key, since causal queries are as many as keys.
     """
 
-    def local(q, k, v, *segments):
-        mask = _seen(*segments, spec) if segments else None
+    def local(q, k, v, masks: Masks):
+        packed = masks.q_segments is not None
+        mask = _seen(masks.q_segments, masks.kv_segments, spec) if packed else None
         window = None if spec.window is None else (spec.window[0], 0)
         out = jax.nn.dot_product_attention(
             q,
             k,
             v,
-            mask=None if mask is None else mask[:, None],
+            mask=mask[:, None] if packed else None,
             scale=spec.scale,
             is_causal=spec.causal,
             local_window_size=window,
             implementation="cudnn",
         )
-        if segments:
+        if packed:
             out = jnp.where(jnp.any(mask, axis=2)[:, :, None, None], out, 0)
         return (out,)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pallas_kernels import arguments, partition
 from pallas_kernels.errors import ArgumentError
-from pallas_kernels.kernels.attention.spec import AttentionSpec
+from pallas_kernels.kernels.attention.spec import AttentionSpec, Masks
 
 
 def arrays(q, k, v) -> None:
@@ -75,8 +75,8 @@ def _integer(name: str, value) -> int:
     return int(value)
 
 
-def masks(q, k, spec: AttentionSpec, segment_ids, positions) -> list[jax.Array | None]:
-    """(q_segments, kv_segments, q_positions, kv_positions), each [B, length] int32 or None."""
+def masks(q, k, spec: AttentionSpec, segment_ids, positions) -> Masks:
+    """Segments and positions of queries and of keys, in int32."""
     found = []
     for name, given in (("segment_ids", segment_ids), ("positions", positions)):
         if given is None:
@@ -98,7 +98,7 @@ def masks(q, k, spec: AttentionSpec, segment_ids, positions) -> list[jax.Array |
     if (spec.causal or spec.window) and positions is None and q.shape[1] != k.shape[1]:
         problem = f"is None, with {q.shape[1]} queries and {k.shape[1]} keys under a causal mask or a window"
         raise _error("positions", problem, "say where they lie: a pair ([B, T], [B, S])")
-    return found
+    return Masks(*found)
 
 
 def _check_order(ids: jax.Array) -> None:

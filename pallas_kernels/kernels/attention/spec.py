@@ -1,6 +1,9 @@
 """Which keys a query sees and how scores are made: what every attention kernel is specialised for."""
 
 import dataclasses
+from typing import NamedTuple
+
+import jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,3 +24,17 @@ class AttentionSpec:
     window: tuple[int, int] | None
     soft_cap: float | None
     scale: float
+
+
+class Masks(NamedTuple):
+    """What is known of each query and key beside its place in the array; None where it was not given.
+
+    Attributes:
+      q_segments, kv_segments: [B, T], [B, S] int32, the document; negative ids are padding.
+      q_positions, kv_positions: [B, T], [B, S] int32.
+    """
+
+    q_segments: jax.Array | None = None
+    kv_segments: jax.Array | None = None
+    q_positions: jax.Array | None = None
+    kv_positions: jax.Array | None = None

@@ -16,7 +16,7 @@ from pallas_kernels.products import einsum
 MASKED = -1e30  # not -inf: inf - inf in a softmax is NaN
 
 
-def forward(q, k, v, *, spec: AttentionSpec, q_segments, kv_segments, q_positions, kv_positions):
+def forward(q, k, v, *, spec: AttentionSpec, q_segments, kv_segments, q_positions, kv_positions, config: object = None):
     """Softmax(scale q k^T) v under the mask of `spec`, softmax and accumulation in float32.
 
     Args:
@@ -26,11 +26,13 @@ def forward(q, k, v, *, spec: AttentionSpec, q_segments, kv_segments, q_position
       spec: what is visible.
       q_segments: [B, T] int or None; kv_segments: [B, S]; negative ids are padding.
       q_positions: [B, T] int or None, then 0, 1, ...; kv_positions: [B, S].
+      config: not used; there are no blocks to size.
 
     Returns:
       out [B, T, H, K] in the dtype of `q`, and the log-sum-exp of the scores [B, H, T] float32. A query that sees no
       key gives 0 and -inf.
     """
+    del config
     if not q.size or not k.size:
         return jnp.zeros_like(q), jnp.full_like(q[..., 0].transpose(0, 2, 1), -jnp.inf, jnp.float32)
     seen = functools.partial(_seen, spec, q_segments, kv_segments, q_positions, kv_positions)
@@ -55,11 +57,25 @@ def forward(q, k, v, *, spec: AttentionSpec, q_segments, kv_segments, q_position
     return _ungrouped(jnp.concatenate(outs, axis=3)), lse.reshape(lse.shape[0], -1, lse.shape[3])
 
 
-def backward(q, k, v, lse, delta, dout, *, spec: AttentionSpec, q_segments, kv_segments, q_positions, kv_positions):
+def backward(
+    q,
+    k,
+    v,
+    lse,
+    delta,
+    dout,
+    *,
+    spec: AttentionSpec,
+    q_segments,
+    kv_segments,
+    q_positions,
+    kv_positions,
+    config: object = None,
+):
     """Gradients of `forward`.
 
     Args:
-      q, k, v, and the mask: as given to `forward`.
+      q, k, v, the mask, config: as given to `forward`.
       lse: [B, H, T] float32, finite: 0 where a query sees no key.
       delta: [B, H, T] float32, sum of out * dout over the head minus the gradient of lse.
       dout: [B, T, H, K].
@@ -67,6 +83,7 @@ def backward(q, k, v, lse, delta, dout, *, spec: AttentionSpec, q_segments, kv_s
     Returns:
       (dq, dk, dv) in the shapes and dtypes of (q, k, v).
     """
+    del config
     if not q.size or not k.size:
         return tuple(jnp.zeros_like(x) for x in (q, k, v))
     # Scores are rebuilt with keys in rows: as [s, r q] the three large products of a chunk need no transposed copy of
