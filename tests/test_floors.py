@@ -105,6 +105,8 @@ def upward(name, imported):
         if library in OWN:
             if FLOOR_OF[known_room(target)] > FLOOR_OF[own_room]:
                 out.append(f"{name} imports {target} from a floor above")
+            if target.startswith("pallas_kernels.kernels") and own_room != "pallas_kernels":
+                out.append(f"{name} imports {target}, which pallas_kernels keeps to itself")
         elif own_room in LIBRARIES and library not in LIBRARIES[own_room] | sys.stdlib_module_names:
             out.append(f"{name} imports {target}, which its room does without")
     return out
@@ -165,6 +167,7 @@ def test_nothing_runs_code_from_data():
         ("davinci_jax.experiment.x", "import numpy as np", "does without"),
         ("pallas_kernels.x", "from davinci_jax import ops", "from a floor above"),
         ("pallas_kernels.x", "import flax", "does without"),
+        ("davinci_jax.ops.x", "from pallas_kernels.kernels import moe", "keeps to itself"),
         ("davinci_jax.cellar.x", "import jax", "no room"),
     ],
 )

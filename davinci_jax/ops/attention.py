@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pallas_kernels.kernels import attention as kernels
+import pallas_kernels as kernels
 
 MASKED = -1e30  # not -inf: inf - inf in a softmax is NaN
-RESIDUAL = kernels.RESIDUAL  # name of what a remat policy may keep, so that the backward pass need not run forward
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:

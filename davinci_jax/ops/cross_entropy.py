@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import linear_cross_entropy, supported
-from pallas_kernels.kernels.cross_entropy import XlaCrossEntropyConfig
+from pallas_kernels import XlaCrossEntropyConfig, linear_cross_entropy, supported
 
 
 def cross_entropy(x: jax.Array, head: jax.Array, labels: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:

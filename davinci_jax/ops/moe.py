@@ -6,9 +6,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.kernels.moe import moe_mlp
-from pallas_kernels.kernels.routing import balance, mean_shares, route
-from pallas_kernels.kernels.routing import router_z_loss as local_z_loss
+import pallas_kernels as kernels
+from pallas_kernels import moe_mlp, route
 
 __all__ = ["gather_weight", "load_balance_loss", "moe_mlp", "route", "router_logits", "router_z_loss", "sum_over"]
 
@@ -69,7 +68,8 @@ def load_balance_loss(scores: jax.Array, counts: jax.Array, axes: Sequence[str] 
     Returns:
       float32 scalar, the same on every device; its gradient goes to `scores` alone.
     """
-    return balance(_mean_over(mean_shares(scores), axes), counts)
+    # The loss is linear in the scores' mean shares, so the mean of the devices' losses is that of all tokens.
+    return _mean_over(kernels.load_balancing_loss(scores, counts), axes)
 
 
 def router_z_loss(logits: jax.Array, axes: Sequence[str] = ()) -> jax.Array:
@@ -82,7 +82,7 @@ def router_z_loss(logits: jax.Array, axes: Sequence[str] = ()) -> jax.Array:
     Returns:
       float32 scalar, the same on every device.
     """
-    return _mean_over(local_z_loss(logits), axes)
+    return _mean_over(kernels.router_z_loss(logits), axes)
 
 
 def _mean_over(x: jax.Array, axes: Sequence[str]) -> jax.Array:
