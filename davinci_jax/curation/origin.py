@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pathlib
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.funnel import read_card
-from davinci_jax.curation.inputs import Acquired, stamp
+from davinci_jax.curation.inputs import Acquired, Plan, stamp
 from davinci_jax.curation.installation import find_package
 from davinci_jax.curation.places import Place
 from davinci_jax.curation.registry import build_reader
@@ -38,7 +39,7 @@ def find_origin(
 ) -> Origin | None:
     """Returns the origin of a document, `None` where its lineage has no L0 record of curation.
 
-    Documents that went on from those of another source are followed through that source's card.
+    Documents that went on from those of another source are followed through the result of it that they were read from.
 
     Args:
       documents: folder of the documents; `card.json` beside it says where the inputs lie.
@@ -57,12 +58,39 @@ def find_origin(
         name = f"{record['input']}/{record.get('native', record['file'])}"
         return Origin(name, "no card beside the documents says where that lies", record)
     if given["kind"] == "documents" and len(acquired) > 1:
-        path = pathlib.Path(given["path"])
-        return find_origin(path if path.is_dir() else path.parent, lineage[: acquired[-1]])
+        made_from = _made_from(result or documents.resolve().parent, card["inputs"].index(given), record["file"])
+        return _through(pathlib.Path(given["path"]), made_from, lineage[: acquired[-1]])
     state = _state(card, given, record)
     if result is None:
         state = f"{state}, where the source is read now: what the shards were made from has been replaced since"
     return Origin(_address(given, record), state, record)
+
+
+def _made_from(result: pathlib.Path, position: int, file: str) -> str:
+    """Returns the name of the result that a documents file of an input belonged to, "" where nothing says so."""
+    with contextlib.suppress(OSError, ValueError), (result / "plan.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            for number, item in Plan.read_task(line).items:
+                if number == position and item.path == file:
+                    return item.stamp.rpartition("/")[0]
+    return ""
+
+
+def _through(path: pathlib.Path, made_from: str, lineage: Sequence[dict[str, Any]]) -> Origin | None:
+    """Returns the origin of a document of another source, by the result that it was read from while that is there.
+
+    Args:
+      path: of the input, which may lead to a newer result by now.
+      made_from: name of the result.
+      lineage: of the document in that source.
+    """
+    now = path if path.is_dir() else path.parent
+    then = now.resolve().parent.parent / made_from / now.name
+    if not made_from or read_card(then.parent) is not None:
+        return find_origin(then if made_from else now, lineage)
+    origin = find_origin(now, lineage)
+    gone = f"where its source is read now: the result {made_from} that it was made from has gone"
+    return origin and origin._replace(state=f"{origin.state}, {gone}")
 
 
 def _result_with(documents: pathlib.Path, files: Sequence[tuple[str, int, str]]) -> pathlib.Path | None:

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import datetime
 import json
+import pathlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ from davinci_jax.curation.archives import is_archive, members
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.inputs import MAX_BYTES, Acquired, no_files
 from davinci_jax.curation.installation import find_package
+from davinci_jax.curation.pipeline import is_fatal
 from davinci_jax.curation.places import COMPRESSED, Item, Place, decompressed
 from davinci_jax.curation.unpacking import check, unpacked
 from davinci_jax.errors import DataError
@@ -229,6 +231,9 @@ class _Quiet:
 class DocumentsReader(_Reader):
     """Documents that curation has written: they keep id, level and lineage, and go on from there.
 
+    The files of a result are no stranger's. One that is damaged or missing ends the run: rejects would lose for good
+    what can be made again. Elsewhere a line that is no document is rejected.
+
     Attributes:
       max_bytes: bound on a line; a longer one is rejected. Raw bytes take a third more there.
     """
@@ -237,23 +242,42 @@ class DocumentsReader(_Reader):
     name = "read-documents"
 
     def items(self, place: Place) -> list[Item]:
-        return _ending(place, (".jsonl", ".jsonl.gz"), "documents file")
+        found, result = _ending(place, (".jsonl", ".jsonl.gz"), "documents file"), _result_of(place)
+        if result is None:
+            return found
+        for item in found:
+            if item.refused:
+                raise _damaged(place, item, item.refused)
+        if place.folder.is_dir():  # one that is missing is told when it is read: its source may be made before
+            known = {item.path for item in found}
+            missing = (path for path in _counted(result) if path not in known)
+            found = sorted([*found, *(Item(path, 0) for path in missing)], key=lambda item: item.path)
+        return [dataclasses.replace(item, stamp=f"{result.name}/{item.stamp}") for item in found]
 
     def read(self, place: Place, item: Item) -> Iterator[Acquired | Document]:
-        with place.open(item) as stream:
-            plain = unpacked(stream, item.path, item.size)
-            for number, line in enumerate(_lines(plain, self.max_bytes), 1):
-                name = f"{item.path}#{number}"
-                if line is None:
-                    yield Acquired(name, refused=f"line of more than {self.max_bytes} bytes")
-                    continue
-                try:
-                    document = Document.from_json(line.decode())
-                    _check(document)
-                except (ValueError, TypeError, KeyError, RecursionError) as error:
-                    yield Acquired(name, refused=f"is no document of curation ({error})"[:300])
-                else:
-                    yield document
+        ours, number = _result_of(place) is not None, 0
+        try:
+            with place.open(item) as stream:
+                plain = unpacked(stream, item.path, item.size)
+                for number, line in enumerate(_lines(plain, self.max_bytes), 1):
+                    if line is None:
+                        yield Acquired(f"{item.path}#{number}", refused=f"line of more than {self.max_bytes} bytes")
+                        continue
+                    try:
+                        document = Document.from_json(line.decode())
+                        _check(document)
+                    except (ValueError, TypeError, KeyError, RecursionError) as error:
+                        if ours:
+                            raise
+                        refused = f"is no document of curation ({error})"[:300]
+                        yield Acquired(f"{item.path}#{number}", refused=refused)
+                    else:
+                        yield document
+        except Exception as error:  # a damaged file makes its library raise nearly anything
+            if not ours or is_fatal(error):
+                raise
+            problem = f"is missing or damaged at line {number} ({type(error).__name__}: {error})"
+            raise _damaged(place, item, " ".join(problem.split())[:500]) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +304,28 @@ class PackageReader(_Reader):
         raw = (package.root / item.path).read_bytes()
         provenance = {"package": package.name, "version": package.version}
         yield Acquired(item.path, raw=raw, licence=package.licence, provenance=provenance)
+
+
+def _result_of(place: Place) -> pathlib.Path | None:
+    """Returns the folder of the result of a source whose documents these are, `None` where they lie elsewhere."""
+    try:
+        path = place.folder.resolve()
+    except DataError:  # an address
+        return None
+    documents = path if path.is_dir() else path.parent
+    return documents.parent if documents.name == "documents" and (documents.parent / "counts").is_dir() else None
+
+
+def _counted(result: pathlib.Path) -> Iterator[str]:
+    """Yields the names of the documents files that a result must have: each of its tasks has left counts."""
+    return (f"{file.stem}.jsonl.gz" for file in (result / "counts").glob("*.json"))
+
+
+def _damaged(place: Place, item: Item, problem: str) -> DataError:
+    """Returns the error of a file that curation has written and that is not as it was."""
+    file = place.folder / item.path if place.folder.is_dir() else place.folder
+    remedy = "remove it and run `davinci curate` with the config of its source, which makes it anew, then this again"
+    return DataError(place.field, str(file), problem, remedy)
 
 
 def _unlisted(item: Item) -> bool:

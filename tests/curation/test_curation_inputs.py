@@ -22,13 +22,15 @@ from fastwarc.warc import ArchiveIterator
 from hypothesis import given as cases
 from hypothesis import strategies as st
 from raw_files import git, warc
+from rich.console import Console
 
 from davinci_jax.curation import archives, inputs, readers, unpacking
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.inputs import acquire, make_plan
 from davinci_jax.curation.registry import build_reader
+from davinci_jax.curation.run import curate
 from davinci_jax.errors import DataError
-from davinci_jax.experiment.curation import CuratedSource, Input
+from davinci_jax.experiment.curation import CuratedSource, CurationConfig, Input, Step
 
 
 def read(kind, path, **options):
@@ -524,6 +526,43 @@ def test_a_line_that_is_no_document_costs_itself_alone(tmp_path):
     assert documents["a"].parts == (("p", 1, 3),)
 
 
+@pytest.fixture
+def result(tmp_path):
+    """The documents of a source of three tasks, and what curates it."""
+    (tmp_path / "raw").mkdir()
+    for name in "abc":
+        (tmp_path / "raw" / f"{name}.txt").write_text(f"text {name}")
+    given = Input(kind="folder", path=str(tmp_path / "raw"), name="raw")
+    recipe = (Step("decode-utf8"),)
+    source = CuratedSource(name="first", domain="D", level="L1", inputs=(given,), recipe=recipe)
+    other = Input(kind="documents", path=str(tmp_path / "root/curated/first/current/documents"), name="first")
+    second = CuratedSource(name="second", domain="D", level="L1", inputs=(other,), recipe=())
+
+    def run(*sources):
+        config = CurationConfig(root=str(tmp_path / "root"), sources=sources, workers=1, task_bytes=1)
+        return curate(config, Console(quiet=True))
+
+    run(source)
+    return tmp_path / "root/curated/first/current/documents", source, second, run
+
+
+@pytest.mark.parametrize("damage", ["cut", "line", "gone"])
+def test_a_damaged_file_of_another_source_ends_the_run_and_can_be_made_again(result, damage):
+    folder, first, second, run = result
+    file = folder / "000001.jsonl.gz"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-9])
+    elif damage == "line":
+        file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes()) + b'{"id": "x"}\n'))
+    else:
+        file.unlink()
+    with pytest.raises(DataError, match=r"000001\.jsonl\.gz'.*remove it and run `davinci curate`") as told:
+        run(second)
+    assert "\n" not in str(told.value)
+    file.unlink(missing_ok=True)
+    assert [made.funnel["documents"] for made in run(first, second)] == [3, 3]
+
+
 def test_warc(tmp_path):
     data = warc(
         ("response", "http://x/a", b"text/html; charset=latin-1", b"<p>caf\xe9</p>"),
@@ -641,3 +680,24 @@ def test_tasks_are_cut_by_bytes_and_hold_every_file_once(tmp_path):
     assert all(sum(item.size for _, item in task.items) <= 100 for task in plan.tasks)
     assert [plan.read_task(line) for line in plan.to_lines()] == list(plan.tasks)
     assert (plan.files, plan.bytes) == (10, 450)
+
+
+def test_a_file_more_or_less_leaves_most_tasks_as_they_were(tmp_path):
+    given = Input(kind="folder", path=str(tmp_path))
+    source = CuratedSource(name="s", domain="D", level="L0", inputs=(given,), recipe=())
+
+    def tasks():
+        return set(make_plan(source, build_reader, 100).to_lines())
+
+    for n in range(200):
+        (tmp_path / f"{n:03d}.txt").write_bytes(bytes(7 + n % 11))
+    before = tasks()
+    assert 24 <= len(before) < 48  # their files have 2,390 bytes
+    new = []
+    for n in range(0, 200, 10):
+        added = tmp_path / f"{n:03d}-new.txt"
+        added.write_bytes(bytes(13))
+        new.append(len(tasks() - before))
+        added.unlink()
+    assert max(new) < 10
+    assert sum(new) / len(new) < 4

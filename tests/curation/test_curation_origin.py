@@ -105,3 +105,26 @@ def test_the_result_that_shards_were_made_from_is_followed(tmp_path):
     place, state, _ = find_origin(folder, old.lineage, files)
     assert place == f"{tmp_path}/new/a.txt"
     assert state.startswith("has changed since, where the source is read now")
+
+
+def test_a_source_made_of_another_is_followed_through_the_result_it_was_made_from(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "old.txt").write_text("some text")
+    made(tmp_path / "out", Input(kind="folder", path=str(raw), name="in"), DECODE)
+    first = (tmp_path / "out/curated/s/current").resolve()
+    path = str(tmp_path / "out/curated/s/current/documents")
+    second = CuratedSource(
+        name="t", domain="D", level="L1", inputs=(Input(kind="documents", path=path, name="s"),), recipe=()
+    )
+    [result] = curate(CurationConfig(root=str(tmp_path / "out"), sources=(second,), workers=1), Console(quiet=True))
+    [document] = read_documents(result.folder / "documents/000000.jsonl.gz")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/other.txt").write_text("some other text")
+    made(tmp_path / "out", Input(kind="folder", path=str(tmp_path / "new"), name="newer"), DECODE)
+    for folder in (result.folder / "documents", tmp_path / "out/curated/t/current/documents"):
+        assert find_origin(folder, document.lineage)[:2] == (f"{raw}/old.txt", "unchanged")
+    shutil.rmtree(first)
+    place, state, _ = find_origin(result.folder / "documents", document.lineage)
+    assert place == "in/old.txt"
+    assert state.endswith(f"where its source is read now: the result {first.name} that it was made from has gone")
