@@ -1,6 +1,9 @@
 """Grouped matmul on Hopper: x [M, K] by the weights of each row's group."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ from pallas_kernels.kernels.grouped_matmul import hopper_memory as memory
 from pallas_kernels.kernels.grouped_matmul import hopper_schedule as schedule
 from pallas_kernels.kernels.grouped_matmul.config import OUT_SLOTS
 from pallas_kernels.kernels.grouped_matmul.config import HopperGroupedMatmulConfig as Config
+from pallas_kernels.kernels.grouped_matmul.hopper_pipeline import Pipeline
 
 CONSUMERS = 2  # warpgroups that multiply; one more loads
 
@@ -68,99 +72,175 @@ def _kernel(tiles, counts, x, *refs, x_smem, w_smem, out_smem, full, empty, conf
     weights, outs = refs[: len(w_smem)], refs[len(w_smem) :]
     x_tiled, x_copied = memory.unpack(x_smem, 2)
     out_whole, out_rows = memory.unpack(out_smem, 2)
-    tile_k = x_tiled.shape[-1]
     block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
-    product_tiles, all_tiles = counts[0], counts[1]
-    count = lax.div(all_tiles * column_tiles - block + (blocks - 1), jnp.int32(blocks))
+    depth_steps = x.shape[1] // x_tiled.shape[-1]
+    walk = _Walk(
+        tiles=tiles,
+        product_tiles=counts[0],
+        all_tiles=counts[1],
+        block=block,
+        blocks=blocks,
+        column_tiles=column_tiles,
+        depth_steps=depth_steps,
+        band=config.band,
+    )
+    count = walk.count()
+    shared = {
+        "config": config,
+        "walk": walk,
+        "pipeline": Pipeline(full, empty, config.stages),
+        "w_smem": w_smem,
+        "transpose_w": transpose_w,
+    }
+    producer = _Producer(**shared, x=x, weights=weights, x_smem=x_copied)
+    consumer = _Consumer(
+        **shared, warpgroup=warpgroup, x_smem=x_tiled, outs=outs, out_whole=out_whole, out_rows=out_rows
+    )
+    lax.cond(warpgroup == CONSUMERS, lambda: producer.run(count), lambda: consumer.run(count))
 
-    def place(turn):
+
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+    """The tiles of the output that one block makes: every `blocks`-th in the order of `schedule.banded`.
+
+    Attributes:
+      tiles: reference to the row tiles of `schedule.row_tiles`.
+      product_tiles, all_tiles: how many of them belong to groups, and how many there are.
+      block, blocks: number of this block, and of all.
+      column_tiles: tiles in a row of the output.
+      depth_steps: steps in which a tile goes over the depth.
+      band: see `schedule.banded`.
+    """
+
+    tiles: Any
+    product_tiles: jax.Array
+    all_tiles: jax.Array
+    block: jax.Array
+    blocks: int
+    column_tiles: int
+    depth_steps: int
+    band: int
+
+    def count(self) -> jax.Array:
+        """Tiles of this block."""
+        return lax.div(self.all_tiles * self.column_tiles - self.block + (self.blocks - 1), jnp.int32(self.blocks))
+
+    def place(self, turn: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Row tile, column tile and depth steps of this block's tile number `turn`."""
-        m, n = schedule.banded(block + turn * blocks, all_tiles, column_tiles, config.band)
-        steps = jnp.where(m < product_tiles, x.shape[1] // tile_k, 0)
+        m, n = schedule.banded(self.block + turn * self.blocks, self.all_tiles, self.column_tiles, self.band)
+        steps = jnp.where(m < self.product_tiles, self.depth_steps, 0)
         return m, n, steps  # no steps after the last group: zeros
 
-    def produce():
+
+@dataclasses.dataclass(frozen=True)
+class _Producer:
+    """The warpgroup that loads `x` and `weights` into the stages of `x_smem` and `w_smem`."""
+
+    config: Config
+    walk: _Walk
+    pipeline: Pipeline
+    w_smem: Sequence[Any]
+    transpose_w: bool
+    x: Any
+    weights: Sequence[Any]
+    x_smem: Any
+
+    def run(self, count: jax.Array) -> None:
         plgpu.set_max_registers(40, action="decrease")
+        loaded = lax.fori_loop(0, count, self._tile, jnp.int32(0))
+        self.pipeline.drain(loaded)
 
-        def tile(turn, done):
-            m, n, steps = place(turn)
-            group, row = tiles[m, schedule.GROUP], tiles[m, schedule.ROW]
-            column = n * config.tile_n
+    def _tile(self, turn: jax.Array, loaded: jax.Array) -> jax.Array:
+        """Loads what one tile of the output needs; the number of stages loaded by then."""
+        m, n, steps = self.walk.place(turn)
+        group, row = self.walk.tiles[m, schedule.GROUP], self.walk.tiles[m, schedule.ROW]
+        rows, columns = pl.ds(row, self.config.tile_m), pl.ds(n * self.config.tile_n, self.config.tile_n)
+        tile_k = self.x_smem.shape[-1]
 
-            def step(k, done):
-                slot = lax.rem(done, jnp.int32(config.stages))
+        def step(k, loaded):
+            slot = self.pipeline.acquire(loaded)
+            full, depth = self.pipeline.full.at[slot], pl.ds(k * tile_k, tile_k)
+            plgpu.copy_gmem_to_smem(self.x.at[rows, depth], self.x_smem.at[slot], full)
+            for w, smem in zip(self.weights, self.w_smem, strict=True):
+                part = w.at[group, columns, depth] if self.transpose_w else w.at[group, depth, columns]
+                plgpu.copy_gmem_to_smem(part, smem.at[slot], full)
+            return loaded + 1
 
-                @pl.when(done >= config.stages)
-                def _():
-                    plgpu.barrier_wait(empty.at[slot])
+        return lax.fori_loop(0, steps, step, loaded)
 
-                k_slice, n_slice = pl.ds(k * tile_k, tile_k), pl.ds(column, config.tile_n)
-                plgpu.copy_gmem_to_smem(x.at[pl.ds(row, config.tile_m), k_slice], x_copied.at[slot], full.at[slot])
-                for w, smem in zip(weights, w_smem, strict=True):
-                    part = w.at[group, n_slice, k_slice] if transpose_w else w.at[group, k_slice, n_slice]
-                    plgpu.copy_gmem_to_smem(part, smem.at[slot], full.at[slot])
-                return done + 1
 
-            return lax.fori_loop(0, steps, step, done)
+@dataclasses.dataclass(frozen=True)
+class _Consumer:
+    """A warpgroup that multiplies: its share of the rows of each tile.
 
-        done = lax.fori_loop(0, count, tile, jnp.int32(0))
-        for slot in range(config.stages):  # every arrival is awaited, so that the barriers end in a known phase
+    `out_whole` and `out_rows` are the two views of the shared memory through which results leave; see `_store`.
+    """
 
-            @pl.when(slot < done)
-            def _(slot=slot):
-                plgpu.barrier_wait(empty.at[slot])
+    config: Config
+    walk: _Walk
+    pipeline: Pipeline
+    w_smem: Sequence[Any]
+    transpose_w: bool
+    warpgroup: jax.Array
+    x_smem: Any
+    outs: Sequence[Any]
+    out_whole: Any
+    out_rows: Any
 
-    def consume():
+    @property
+    def height(self) -> int:
+        """Rows of a tile that are this warpgroup's."""
+        return self.config.tile_m // CONSUMERS
+
+    def run(self, count: jax.Array) -> None:
         plgpu.set_max_registers(232, action="increase")
-        height = config.tile_m // CONSUMERS
-        mine = pl.ds(warpgroup * height, height)
+        mine = pl.ds(self.warpgroup * self.height, self.height)
 
         def tile(turn, done):
-            m, n, steps = place(turn)
-
-            def products(*accs):
-                def step(k, done):
-                    slot = lax.rem(done, jnp.int32(config.stages))
-                    plgpu.barrier_wait(full.at[slot])
-                    for acc, smem in zip(accs, w_smem, strict=True):
-                        w = smem.at[slot]
-                        plgpu.wgmma(acc, x_tiled.at[slot, mine], w.T if transpose_w else w)
-                    plgpu.wgmma_wait(len(accs))
-
-                    @pl.when(k > 0)  # all but the products just begun are done: hand back what those before read
-                    def _():
-                        plgpu.barrier_arrive(empty.at[lax.rem(done - 1, jnp.int32(config.stages))])
-
-                    return done + 1
-
-                lax.fori_loop(0, steps, step, done)
-                return [acc[...] for acc in accs]  # waits for the last products
-
-            shape = (height, config.tile_n)
-            values = pl.run_scoped(products, *[plgpu.ACC(shape, jnp.float32) for _ in weights])
+            m, n, steps = self.walk.place(turn)
+            values = self._products(mine, steps, done)
             done = done + steps
-
-            @pl.when(steps > 0)
-            def _():
-                plgpu.barrier_arrive(empty.at[lax.rem(done - 1, jnp.int32(config.stages))])
-
-            if len(values) == 2:
-                gated, plain = values
-                values = [gated * plain / (1.0 + jnp.exp2(-math.log2(math.e) * gated)), gated, plain]
-            values = [value.astype(out.dtype) for value, out in zip(values, outs, strict=False)]  # the first, or all
-            row, low, high = (tiles[m, i] for i in (schedule.ROW, schedule.LOW, schedule.HIGH))
-            first = warpgroup * height
-            low, high = (jnp.clip(edge - first, 0, height) for edge in (low, high))
-            column = pl.ds(n * config.tile_n, config.tile_n)
-            for out, value in zip(outs, values, strict=True):
-                part = out.at[:, column]
-                _store(value, part, row + first, low, high, out_whole.at[warpgroup], out_rows.at[warpgroup])
+            pl.when(steps > 0)(lambda: self.pipeline.release(done - 1))
+            self._finish(values, m, n)
             return done
 
         lax.fori_loop(0, count, tile, jnp.int32(0))
         plgpu.wait_smem_to_gmem(0)
 
-    lax.cond(warpgroup == CONSUMERS, produce, consume)
+    def _products(self, mine: pl.Slice, steps: jax.Array, done: jax.Array) -> list[jax.Array]:
+        """x times each of the weights, float32, from the `steps` stages after `done`; the last is not released."""
+
+        def run(*accs):
+            def step(k, done):
+                slot = self.pipeline.slot(done)
+                self.pipeline.wait(slot)
+                for acc, smem in zip(accs, self.w_smem, strict=True):
+                    w = smem.at[slot]
+                    plgpu.wgmma(acc, self.x_smem.at[slot, mine], w.T if self.transpose_w else w)
+                plgpu.wgmma_wait(len(accs))
+                # All but the products just begun are done: hand back what those before read.
+                pl.when(k > 0)(lambda: self.pipeline.release(done - 1))
+                return done + 1
+
+            lax.fori_loop(0, steps, step, done)
+            return [acc[...] for acc in accs]  # waits for the last products
+
+        shape = (self.height, self.config.tile_n)
+        return pl.run_scoped(run, *[plgpu.ACC(shape, jnp.float32) for _ in self.w_smem])
+
+    def _finish(self, values: Sequence[jax.Array], m: jax.Array, n: jax.Array) -> None:
+        """Stores the products of row tile `m` and column tile `n`, gate and up after SwiGLU."""
+        if len(values) == 2:
+            gated, plain = values
+            values = [gated * plain / (1.0 + jnp.exp2(-math.log2(math.e) * gated)), gated, plain]
+        values = [value.astype(out.dtype) for value, out in zip(values, self.outs, strict=False)]  # the first, or all
+        row, low, high = (self.walk.tiles[m, i] for i in (schedule.ROW, schedule.LOW, schedule.HIGH))
+        first = self.warpgroup * self.height
+        low, high = (jnp.clip(edge - first, 0, self.height) for edge in (low, high))
+        columns = pl.ds(n * self.config.tile_n, self.config.tile_n)
+        whole, rows = self.out_whole.at[self.warpgroup], self.out_rows.at[self.warpgroup]
+        for out, value in zip(self.outs, values, strict=True):
+            _store(value, out.at[:, columns], row + first, low, high, whole, rows)
 
 
 def _store(value, out, row, low, high, whole, rows):

@@ -1,5 +1,9 @@
 """The gradient of the weights on Hopper: for each group its rows of x, transposed, times its rows of dy."""
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -11,6 +15,7 @@ from pallas_kernels.kernels.grouped_matmul import hopper_memory as memory
 from pallas_kernels.kernels.grouped_matmul import hopper_schedule as schedule
 from pallas_kernels.kernels.grouped_matmul.config import OUT_SLOTS
 from pallas_kernels.kernels.grouped_matmul.config import HopperGroupedMatmulTransposedConfig as Config
+from pallas_kernels.kernels.grouped_matmul.hopper_pipeline import Pipeline
 
 CONSUMERS = 2  # warpgroups that multiply; one more loads
 ATOM = 8  # rows: a copy of tiles starts at a multiple of them
@@ -52,110 +57,206 @@ def transposed(
 
 
 def _kernel(order, x, dy, out, *, x_smem, dy_smem, out_smem, full, empty, masked, config, blocks, total):
-    rows = x.shape[0]
-    row_tiles, column_tiles = x.shape[1] // config.tile_k, dy.shape[1] // config.tile_n
     block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
-    stages = jnp.int32(config.stages)
+    walk = _Walk(
+        order=order,
+        block=block,
+        blocks=blocks,
+        total=total,
+        row_tiles=x.shape[1] // config.tile_k,
+        column_tiles=dy.shape[1] // config.tile_n,
+        rows=x.shape[0],
+        config=config,
+    )
+    count = walk.count()
+    shared = {
+        "config": config,
+        "walk": walk,
+        "pipeline": Pipeline(full, empty, config.stages),
+        "x_smem": x_smem,
+        "dy_smem": dy_smem,
+    }
+    producer = _Producer(**shared, x=x, dy=dy)
+    consumer = _Consumer(**shared, warpgroup=warpgroup, masked=masked, out_smem=out_smem, out=out)
+    lax.cond(warpgroup == CONSUMERS, lambda: producer.run(count), lambda: consumer.run(count))
 
-    def position(turn):
+
+class _Place(NamedTuple):
+    """A tile of the output, and the rows that it sums over.
+
+    Attributes:
+      group: whose weights.
+      k, n: its place among the tiles of the group.
+      start, end: first row of the group, and the row after its last.
+      aligned: the row that copies begin with, the last multiple of `ATOM` up to `start`.
+      steps: stages of rows; none for an empty group, which gives zeros.
+    """
+
+    group: jax.Array
+    k: jax.Array
+    n: jax.Array
+    start: jax.Array
+    end: jax.Array
+    aligned: jax.Array
+    steps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+    """The tiles of the output that one block makes: those of the longest groups first.
+
+    Attributes:
+      order: reference to `schedule.longest_first`.
+      block, blocks: number of this block, and of all.
+      total: tiles of all groups.
+      row_tiles, column_tiles: tiles of one group.
+      rows: of all groups, and behind them.
+    """
+
+    order: Any
+    block: jax.Array
+    blocks: int
+    total: int
+    row_tiles: int
+    column_tiles: int
+    rows: int
+    config: Config
+
+    def count(self) -> jax.Array:
+        """Tiles of this block."""
+        whole, rest = divmod(self.total, self.blocks)
+        return whole + (self._position(jnp.int32(whole)) < rest).astype(jnp.int32)
+
+    def _position(self, turn: jax.Array) -> jax.Array:
         """Blocks take turns forwards and backwards, so that none always has the longer of two groups."""
-        return jnp.where(lax.rem(turn, jnp.int32(2)) == 0, block, blocks - 1 - block)
+        return jnp.where(lax.rem(turn, jnp.int32(2)) == 0, self.block, self.blocks - 1 - self.block)
 
-    count = total // blocks + (position(jnp.int32(total // blocks)) < total % blocks).astype(jnp.int32)
-
-    def place(turn):
-        """Group, output tile, first and last row, and steps of this block's tile number `turn`."""
-        index = turn * blocks + position(turn)
-        rank = lax.div(index, jnp.int32(row_tiles * column_tiles))
-        k, n = schedule.banded(
-            index - rank * (row_tiles * column_tiles), row_tiles, column_tiles, min(config.band, row_tiles)
-        )
-        group, start, end = order[rank, 0], order[rank, 1], order[rank, 2]
+    def place(self, turn: jax.Array) -> _Place:
+        """Where this block's tile number `turn` is."""
+        index, tiles_of_group = turn * self.blocks + self._position(turn), self.row_tiles * self.column_tiles
+        rank = lax.div(index, jnp.int32(tiles_of_group))
+        band = min(self.config.band, self.row_tiles)
+        k, n = schedule.banded(index - rank * tiles_of_group, self.row_tiles, self.column_tiles, band)
+        group, start, end = self.order[rank, 0], self.order[rank, 1], self.order[rank, 2]
         aligned = lax.div(start, jnp.int32(ATOM)) * ATOM
-        steps = jnp.where(end > start, lax.div(end - aligned + (config.tile_m - 1), jnp.int32(config.tile_m)), 0)
-        return group, k, n, start, end, aligned, steps  # no steps for an empty group: zeros
+        tile_m = self.config.tile_m
+        steps = jnp.where(end > start, lax.div(end - aligned + (tile_m - 1), jnp.int32(tile_m)), 0)
+        return _Place(group, k, n, start, end, aligned, steps)
 
-    def first_row(aligned, i):
-        return jnp.minimum(aligned + i * config.tile_m, rows - config.tile_m)
+    def first_row(self, aligned: jax.Array, step: jax.Array) -> jax.Array:
+        """Where the rows of a step begin: its last ones may lie behind the array, and it moves back."""
+        return jnp.minimum(aligned + step * self.config.tile_m, self.rows - self.config.tile_m)
 
-    def produce():
+
+@dataclasses.dataclass(frozen=True)
+class _Producer:
+    """The warpgroup that loads `x` and `dy` into the stages of `x_smem` and `dy_smem`."""
+
+    config: Config
+    walk: _Walk
+    pipeline: Pipeline
+    x_smem: Any
+    dy_smem: Any
+    x: Any
+    dy: Any
+
+    def run(self, count: jax.Array) -> None:
         plgpu.set_max_registers(40, action="decrease")
+        loaded = lax.fori_loop(0, count, self._tile, jnp.int32(0))
+        self.pipeline.drain(loaded)
 
-        def tile(turn, done):
-            _, k, n, _, _, aligned, steps = place(turn)
+    def _tile(self, turn: jax.Array, loaded: jax.Array) -> jax.Array:
+        """Loads what one tile of the output needs; the number of stages loaded by then."""
+        place = self.walk.place(turn)
 
-            def step(i, done):
-                slot = lax.rem(done, stages)
+        def step(i, loaded):
+            slot = self.pipeline.acquire(loaded)
+            rows = pl.ds(pl.multiple_of(self.walk.first_row(place.aligned, i), ATOM), self.config.tile_m)
+            for source, smem, part in ((self.x, self.x_smem, place.k), (self.dy, self.dy_smem, place.n)):
+                width = smem.shape[-1]
+                columns = pl.ds(part * width, width)
+                plgpu.copy_gmem_to_smem(source.at[rows, columns], smem.at[slot], self.pipeline.full.at[slot])
+            return loaded + 1
 
-                @pl.when(done >= stages)
-                def _():
-                    plgpu.barrier_wait(empty.at[slot])
+        return lax.fori_loop(0, place.steps, step, loaded)
 
-                mine = pl.ds(pl.multiple_of(first_row(aligned, i), ATOM), config.tile_m)
-                for source, smem, part in ((x, x_smem, k), (dy, dy_smem, n)):
-                    width = smem.shape[-1]
-                    plgpu.copy_gmem_to_smem(source.at[mine, pl.ds(part * width, width)], smem.at[slot], full.at[slot])
-                return done + 1
 
-            return lax.fori_loop(0, steps, step, done)
+@dataclasses.dataclass(frozen=True)
+class _Consumer:
+    """A warpgroup that multiplies: its share of the rows of each tile of the output, that is of the columns of x.
 
-        done = lax.fori_loop(0, count, tile, jnp.int32(0))
-        for slot in range(config.stages):  # every arrival is awaited, so that the barriers end in a known phase
+    `masked` is the barrier at which the warpgroups meet once rows of other groups are zeros.
+    """
 
-            @pl.when(slot < done)
-            def _(slot=slot):
-                plgpu.barrier_wait(empty.at[slot])
+    config: Config
+    walk: _Walk
+    pipeline: Pipeline
+    x_smem: Any
+    dy_smem: Any
+    warpgroup: jax.Array
+    masked: Any
+    out_smem: Any
+    out: Any
 
-    def consume():
+    @property
+    def height(self) -> int:
+        """Rows of a tile of the output that are this warpgroup's."""
+        return self.config.tile_k // CONSUMERS
+
+    def run(self, count: jax.Array) -> None:
         plgpu.set_max_registers(232, action="increase")
-        height, width = config.tile_k // CONSUMERS, config.tile_n // CONSUMERS
-        x_part, dy_part = pl.ds(warpgroup * height, height), pl.ds(warpgroup * width, width)
+        width = self.config.tile_n // CONSUMERS
+        x_part = pl.ds(self.warpgroup * self.height, self.height)
+        dy_part = pl.ds(self.warpgroup * width, width)
 
         def tile(turn, done):
-            group, k, n, start, end, aligned, steps = place(turn)
-
-            def products(acc):
-                def step(i, done):
-                    slot = lax.rem(done, stages)
-                    row = first_row(aligned, i)
-                    low, high = jnp.maximum(start, aligned + i * config.tile_m) - row, end - row
-                    plgpu.barrier_wait(full.at[slot])
-
-                    @pl.when((low > 0) | (high < config.tile_m))
-                    def _():  # rows of the neighbours: zeros in both operands, for theirs may not be finite
-                        _keep_rows(x_smem.at[slot, :, x_part], low, high)
-                        _keep_rows(dy_smem.at[slot, :, dy_part], low, high)
-                        plgpu.commit_smem()
-                        plgpu.barrier_arrive(masked)
-                        plgpu.barrier_wait(masked)
-
-                    plgpu.wgmma(acc, x_smem.at[slot, :, x_part].T, dy_smem.at[slot])
-                    plgpu.wgmma_wait(1)
-
-                    @pl.when(i > 0)  # all but the product just begun is done: hand back what the one before read
-                    def _():
-                        plgpu.barrier_arrive(empty.at[lax.rem(done - 1, stages)])
-
-                    return done + 1
-
-                lax.fori_loop(0, steps, step, done)
-                return acc[...]  # waits for the last product
-
-            value = pl.run_scoped(products, plgpu.ACC((height, config.tile_n), jnp.float32))
-            done = done + steps
-
-            @pl.when(steps > 0)
-            def _():
-                plgpu.barrier_arrive(empty.at[lax.rem(done - 1, stages)])
-
-            target_rows = pl.ds(k * config.tile_k + warpgroup * height, height)
-            _store(value.astype(out.dtype), out.at[group, target_rows], n * config.tile_n, out_smem.at[warpgroup])
+            place = self.walk.place(turn)
+            value = self._product(place, done, x_part, dy_part)
+            done = done + place.steps
+            pl.when(place.steps > 0)(lambda: self.pipeline.release(done - 1))
+            rows = pl.ds(place.k * self.config.tile_k + self.warpgroup * self.height, self.height)
+            value = value.astype(self.out.dtype)
+            out, smem = self.out.at[place.group, rows], self.out_smem.at[self.warpgroup]
+            _store(value, out, place.n * self.config.tile_n, smem)
             return done
 
         lax.fori_loop(0, count, tile, jnp.int32(0))
         plgpu.wait_smem_to_gmem(0)
 
-    lax.cond(warpgroup == CONSUMERS, produce, consume)
+    def _product(self, place: _Place, done: jax.Array, x_part: pl.Slice, dy_part: pl.Slice) -> jax.Array:
+        """x^T dy, float32, from the stages of `place`, which come after `done`; the last is not released.
+
+        Args:
+          x_part: columns of x that this warpgroup multiplies, and that it masks.
+          dy_part: columns of dy that it masks; it multiplies all of them.
+        """
+
+        def run(acc):
+            def step(i, done):
+                slot = self.pipeline.slot(done)
+                row = self.walk.first_row(place.aligned, i)
+                low, high = jnp.maximum(place.start, place.aligned + i * self.config.tile_m) - row, place.end - row
+                self.pipeline.wait(slot)
+                parts = self.x_smem.at[slot, :, x_part], self.dy_smem.at[slot, :, dy_part]
+                pl.when((low > 0) | (high < self.config.tile_m))(lambda: self._mask(parts, low, high))
+                plgpu.wgmma(acc, self.x_smem.at[slot, :, x_part].T, self.dy_smem.at[slot])
+                plgpu.wgmma_wait(1)
+                # All but the product just begun is done: hand back what the one before read.
+                pl.when(i > 0)(lambda: self.pipeline.release(done - 1))
+                return done + 1
+
+            lax.fori_loop(0, place.steps, step, done)
+            return acc[...]  # waits for the last product
+
+        return pl.run_scoped(run, plgpu.ACC((self.height, self.config.tile_n), jnp.float32))
+
+    def _mask(self, parts: Sequence[Any], low: jax.Array, high: jax.Array) -> None:
+        """Rows of the neighbours become zeros in both operands, for theirs may not be finite."""
+        for part in parts:
+            _keep_rows(part, low, high)
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(self.masked)
+        plgpu.barrier_wait(self.masked)
 
 
 def _keep_rows(smem, low, high):
