@@ -4,8 +4,8 @@
 
 Sums, no measurement: documents of the pool are taken to be as long, as dense and as clean as those of the two corpora,
 and a crawl is not. Speeds are those of the sample, which ran in one process: its core-seconds, divided among the steps
-as their clocks ran. Careful HTML and decontamination ran alone, on other texts. What L4 and L5 cost is in
-docs/curation.md; what has no figure is named below the table.
+as their clocks ran. Careful HTML and decontamination ran alone, on other texts. A second table estimates what a model
+writes; what has no figure is named below the tables.
 """
 
 from __future__ import annotations
@@ -22,9 +22,19 @@ RULES = ("keep-languages", "drop-garbled-text", "gopher-repetition", "gopher-qua
 DUPLICATES = ("exact-duplicates", "near-duplicates")
 PAPER = ("darwin-science-book", "darwin-science-paper")  # of the pool: what was set in pages
 LEFT_OUT = (
-    "Left out, for nothing was measured: fetching, scans (`pdf-pages`, `transcribe`), threads and notebooks, "
-    "`drop-urls`; GPU-hours of questions and answers, dialogues, rejection sampling and background."
+    "Left out, for nothing was measured: fetching, pictures of scanned pages (`pdf-pages`), threads and notebooks, "
+    "`drop-urls`; GPU-hours of dialogues and background."
 )
+# Output of an H100: reported for a model of 1.7 B parameters; an assumption for a large sparse model.
+TOKENS_PER_SECOND = (9_200, 3_000)
+PIECES_PER_SECOND = 152  # of a core of the client, docs/curation.md, L4 and L5
+PIECE, WINDOW, PAGE = 256, 1024, 700  # tokens of a piece of `refine`, of a window of L5; of a page, an assumption
+NEAR_DUPLICATES = 0.22  # of the documents, which fell before L4 in the companion report
+SHRINK = 0.2  # of the text in `refine`, there too
+# Of configs/curate_qa.py and curate_rejection.py. How many questions stay is an assumption, and so is that evidence and
+# second answer are as long as question and answer.
+QUESTIONS, STAY, WRITTEN = 3, 0.5, 2
+SAMPLES, KEPT, ANSWER = 4, 1, 1000  # tokens of an answer: an assumption, which moves no GPU-hours
 KEY_BYTES = 8 * (1 + 14) + 8 * (1 + 2)  # of a document while its duplicates are looked for: MinHash and exact
 
 
@@ -144,6 +154,37 @@ def project(sample: dict[str, Any], run: dict[str, Any], filters: dict[str, Any]
     ]
 
 
+def generated() -> list[tuple[str, str, str, str, str, str]]:
+    """Returns rows of a step, requests, output tokens, core-hours of the client, and GPU-hours at two rates."""
+    of = {source.name: source.tokens for source in POOL}
+    paper, both = of["darwin-science-paper"], sum(of[name] for name in PAPER)
+    completed = [of["darwin-science-paper-gpt"], of["darwin-science-paper-qwen"]]
+    passages = of["darwin-science-book"] / WINDOW
+    asked = of["darwin-science-book-qa"] * WRITTEN / STAY
+    right = sum(tokens for name, tokens in of.items() if name.endswith("-rs"))
+    sampled = right * SAMPLES / KEPT
+    scanned = both / (1 - NEAR_DUPLICATES)
+    return [
+        _generation("`transcribe`, books and papers, as if all were scans", scanned / PAGE, [scanned]),
+        _generation("`refine`, books and papers, 466 B tokens", both / PIECE, [both * (1 - SHRINK)]),
+        _generation("`complete`, papers, 215 B tokens", paper / WINDOW, completed),
+        _generation("`ask-questions`, books, 46 B tokens that stay", passages * (1 + QUESTIONS), [asked]),
+        _generation(f"`rejection-sampling`, {right / 1e9:.0f} B tokens that stay", sampled / ANSWER, [sampled]),
+    ]
+
+
+def _generation(step: str, requests: float, tokens: list[float]) -> tuple[str, str, str, str, str, str]:
+    """Returns a row; more than one number of tokens is a range."""
+
+    def shown(values: list[float], unit: str = "") -> str:
+        return " to ".join(f"{value:,.0f}" for value in values) + unit
+
+    hours = [[each / rate / 3600 for each in tokens] for rate in TOKENS_PER_SECOND]
+    client = requests / PIECES_PER_SECOND / 3600
+    billions = [each / 1e9 for each in tokens]
+    return step, f"{requests / 1e9:.2f} G", shown(billions, " B"), f"{client:,.0f}", *map(shown, hours)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("measured", type=pathlib.Path, help="what benchmarks/curation_corpora.py has written")
@@ -153,6 +194,10 @@ def main() -> None:
     rows = project(runs["sample"], runs["all"], json.loads(options.filters.read_text()))
     print("| work | goes in | takes | leaves |\n|---|---|---|---|")
     for row in rows:
+        print(f"| {' | '.join(row)} |")
+    rates = " | ".join(f"GPU-hours at {rate:,}/s" for rate in TOKENS_PER_SECOND)
+    print(f"\n| step | requests | output tokens | client core-hours | {rates} |\n|---|---|---|---|---|---|")
+    for row in generated():
         print(f"| {' | '.join(row)} |")
     print(f"\n{LEFT_OUT}")
 
