@@ -55,7 +55,18 @@ class Target:
             return (
                 "a kernel of TPUs cannot be divided over automatic mesh axes, only over explicit ones or in shard_map"
             )
-        return None
+        return _lacks_mosaic_gpu() if self.platform == "gpu" else None
+
+
+def _lacks_mosaic_gpu() -> str | None:
+    """Why the language of the kernels for Hopper cannot be imported, if so; jax itself does not install absl-py."""
+    try:
+        from jax.experimental.pallas import mosaic_gpu  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "absl":
+            raise
+        return "absl-py is not installed, which Mosaic GPU needs"
+    return None
 
 
 def _has_automatic_axes() -> bool:

@@ -1,5 +1,6 @@
 """What a program is traced for."""
 
+import builtins
 import types
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from pallas_kernels import linear_cross_entropy, supported, target
+from pallas_kernels import grouped_matmul, linear_cross_entropy, route, supported, target
 
 SHAPES = (((256, 128), jnp.bfloat16), ((512, 128), jnp.bfloat16), ((256,), jnp.int32))
 
@@ -57,6 +58,25 @@ def test_kinds_of_devices_fall_into_families(kind, family):
     missing = None if family != "other" else f"there is no kernel for {kind}"
     assert device.lacks_kernels("tpu", "gpu") == device.lacks_kernels(platform) == missing
     assert device.lacks_kernels("cpu") == f"there is no kernel for {kind}"
+
+
+def test_without_absl_hopper_has_no_kernels(monkeypatch):
+    normal = builtins.__import__
+
+    def without_absl(name, *args, **kwargs):
+        if "mosaic_gpu" in (args[2] or ()):
+            raise ModuleNotFoundError("No module named 'absl'", name="absl")
+        return normal(name, *args, **kwargs)
+
+    logits = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+    x, w, sizes = (
+        jax.ShapeDtypeStruct(*s) for s in (((256, 128), "bfloat16"), ((3, 128, 128), "bfloat16"), ((3,), "int32"))
+    )
+    with target.compiling_for(target.H200):
+        assert supported(route, logits, top_k=2) is None is supported(grouped_matmul, x, w, sizes)
+        monkeypatch.setattr(builtins, "__import__", without_absl)
+        assert "absl-py" in supported(route, logits, top_k=2)
+        assert "absl-py" in supported(grouped_matmul, x, w, sizes)
 
 
 def test_kernels_of_tpus_are_not_taken_where_axes_are_automatic():

@@ -63,7 +63,7 @@ def supported(
 ) -> str | None:
     """Why the kernels do not take a case; None if they do."""
     del spec  # all of them
-    missing = on.lacks_kernels("gpu") or _lacks_mosaic()
+    missing = on.lacks_kernels("gpu")
     if missing is not None:
         return missing
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
@@ -72,17 +72,6 @@ def supported(
         return f"head size {q_shape[3]}; the kernels take {', '.join(map(str, HEAD_SIZES))}"
     if not math.prod(q_shape) or not math.prod(k_shape):
         return "an array without elements"
-    return None
-
-
-def _lacks_mosaic() -> str | None:
-    """Why the kernels' language cannot be imported, if so; newer jax needs no absl-py, and so is asked itself."""
-    try:
-        from jax.experimental.pallas import mosaic_gpu  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "absl":
-            raise
-        return "absl-py is not installed, which Mosaic GPU needs"
     return None
 
 

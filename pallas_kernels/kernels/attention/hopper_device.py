@@ -60,6 +60,13 @@ def load_vector(ref, reduced: int) -> jax.Array:
     return plgpu.load(ref, **_WHOLE, layout=layout, optimized=False)  # optimized loads are from shared memory alone
 
 
+def load(ref) -> jax.Array:
+    """A matrix in global memory, in the layout of an accumulator."""
+    if interpreting():
+        return ref[...]
+    return plgpu.load(ref, **_WHOLE, layout=plgpu.Layout.WGMMA, optimized=False)
+
+
 def full(shape: tuple[int, ...], value: float, reduced: int | None = None) -> jax.Array:
     return in_layout(jnp.full(shape, value, jnp.float32), reduced)
 

@@ -87,12 +87,7 @@ def unsupported(depth: int, columns: int, dtype) -> str | None:
     missing = device.lacks_kernels("tpu", "gpu")
     if missing is not None:
         return missing
-    try:
-        module = _module(Choice.TPU if device.platform == "tpu" else Choice.HOPPER)
-    except ModuleNotFoundError as error:
-        if error.name != "absl":
-            raise
-        return "absl-py is not installed, which Mosaic GPU needs"
+    module = _module(Choice.TPU if device.platform == "tpu" else Choice.HOPPER)
     return module.unsupported(depth, columns, jnp.dtype(dtype))
 
 

@@ -74,8 +74,8 @@ def route(
       scale: multiplies the weights.
       capacity: an expert takes this many assignments at most, in the order of tokens; later ones are dropped, and the
         weights of the others stay as they are. None drops nothing.
-      backend: "auto" takes the kernels on TPU, which need a multiple of 8 experts (of a group too), and XLA elsewhere;
-        "pallas" insists on the kernels.
+      backend: "auto" takes the kernels on TPU and Hopper, which need a multiple of 8 experts (of a group too), and XLA
+        elsewhere; "pallas" insists on the kernels.
       config: None; there is nothing to configure.
 
     Returns:
@@ -147,12 +147,19 @@ def _choose(backend, tokens, experts, spec) -> bool:
 
 
 def _unsupported(tokens, experts, spec) -> str | None:
-    missing = target.current().lacks_kernels("tpu")
-    if missing is not None:
-        return missing
-    from pallas_kernels.kernels.routing import tpu  # late: it imports Mosaic
+    missing = target.current().lacks_kernels("tpu", "gpu")
+    return missing if missing is not None else _kernels().unsupported(tokens, experts, spec)
 
-    return tpu.unsupported(tokens, experts, spec)
+
+def _kernels():
+    """The module of the current target's kernels. Imported late: it imports Mosaic, which on Hopper needs absl-py."""
+    if target.current().platform == "tpu":
+        from pallas_kernels.kernels.routing import tpu
+
+        return tpu
+    from pallas_kernels.kernels.routing import hopper
+
+    return hopper
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -176,16 +183,16 @@ def _route_fwd(logits, bias, spec: RoutingSpec, kernels: bool):
 
 def _with_kernels(logits, bias, spec):
     """(chosen, their scores, what `xla.sort` returns); the choice by device, the order of all tokens."""
-    from pallas_kernels.kernels.routing import tpu
+    module = _kernels()
 
     def select(*arrays):
-        return tpu.select(*arrays, spec=spec)
+        return module.select(*arrays, spec=spec)
 
     arrays = (logits,) if bias is None else (logits, bias)
     options = {"name": "route", "opaque": True}
     dims = ("n e", "e")[: len(arrays)]
     chosen, mine = partition.divided(select, arrays, dims, ("n k", "n k"), divisible="n", batch="n", **options)
-    order = functools.partial(tpu.order, experts=logits.shape[1], spec=spec)
+    order = functools.partial(module.order, experts=logits.shape[1], spec=spec)
 
     def of_all(chosen):
         labels = ("n k", "e", "m", "m")

@@ -1,12 +1,10 @@
 """Which implementation "auto" takes: the kernels on TPUs, on Hopper only those that were measured, else XLA's."""
 
-import builtins
-
 import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import support, tables, target
+from pallas_kernels import tables, target
 from pallas_kernels.kernels.grouped_matmul import grouped_matmul, hopper, products, tpu, xla
 from pallas_kernels.kernels.moe import moe_mlp
 from pallas_kernels.kernels.routing import route
@@ -118,16 +116,3 @@ def test_recorded_tiles_that_do_not_divide_the_part_of_one_device(taken, monkeyp
         grouped_matmul(x, w, jnp.array([10, 20, 10]))
         assert "columns 64" in hopper.misfit(None, "product", 3, 256, 64, x.dtype)
     assert taken == [("xla", "product")]
-
-
-def test_without_absl_there_are_no_kernels(monkeypatch):
-    normal = builtins.__import__
-
-    def without_absl(name, *args, **kwargs):
-        if "hopper" in (args[2] or ()):
-            raise ModuleNotFoundError("No module named 'absl'", name="absl")
-        return normal(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_absl)
-    with target.compiling_for(target.H200):
-        assert "absl-py" in support.supported(grouped_matmul, *arrays(), jax.ShapeDtypeStruct((3,), jnp.int32))

@@ -9,40 +9,12 @@ import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from routing_cases import CASES, EXPERTS, compare, equal_groups, inputs
 from routing_reference import route as reference
 
 from pallas_kernels import supported, target
 from pallas_kernels.errors import UnsupportedError
-from pallas_kernels.kernels.routing import Routing, route, tpu, xla
-
-EXPERTS = 16
-CASES = {
-    "softmax": {"top_k": 2},
-    "raw weights": {"top_k": 2, "normalize": False, "scale": 2.5},
-    "groups, bias": {"top_k": 2, "score": "sigmoid", "bias": True, "groups": (2, 1)},
-    "threshold that some reach": {"top_k": 3, "score": "sigmoid", "threshold": 0.6},
-    "threshold that none reach": {"top_k": 1, "threshold": 2.0},
-    "capacity": {"top_k": 2, "score": "sigmoid", "capacity": 3},
-    "all experts": {"top_k": EXPERTS},
-}
-
-
-def inputs(seed, tokens, options):
-    """Logits, some of them equal, and the options with a bias in place of True."""
-    rng = np.random.default_rng(seed)
-    logits = np.round(rng.standard_normal((tokens, EXPERTS)) * 2, 1).astype(np.float32)
-    options = dict(options)
-    if options.get("bias"):
-        options["bias"] = (rng.standard_normal(EXPERTS) * 0.2).astype(np.float32)
-    return logits, options
-
-
-def compare(routing, expected):
-    for name, got, expects in zip(Routing._fields, routing, expected, strict=True):
-        if name in ("weights", "scores"):
-            np.testing.assert_allclose(got, expects, atol=3e-6, err_msg=name)
-        else:
-            np.testing.assert_array_equal(got, expects, err_msg=name)
+from pallas_kernels.kernels.routing import route, tpu, xla
 
 
 def interpreting(races=False):
@@ -63,6 +35,13 @@ def test_several_blocks_on_two_cores_without_races(monkeypatch):
 @pytest.mark.parametrize("case", CASES)
 def test_equals_loops(case):
     logits, options = inputs(1, 20, CASES[case])
+    with interpreting():
+        compare(route(logits, backend="pallas", **options), reference(logits, **options))
+
+
+@pytest.mark.exhaustive
+def test_of_equal_groups_the_first_is_kept():
+    logits, options = equal_groups()
     with interpreting():
         compare(route(logits, backend="pallas", **options), reference(logits, **options))
 
