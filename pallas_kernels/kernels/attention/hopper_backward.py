@@ -9,7 +9,7 @@ copy engine adds to a float32 array in global memory. The order of those additio
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -118,97 +118,106 @@ def _scratch(plan: _Plan, dtype):
 
 
 def _kernel(q, k, v, dout, lse, delta, ranges, first, last, *refs, plan: _Plan, smem, barriers, imitations):
-    refs, results = refs[:-3], refs[-3:]
-    limits = (first, last, *refs)
+    *positions, dq, dk, dv = refs
     warpgroup = lax.axis_index("wg")
-    # The first keys are seen by most queries when causal: they go first, so that short blocks fill the gaps at the end.
-    rest, split = _divmod(lax.axis_index("block"), plan.splits)
-    rest, group = _divmod(rest, plan.groups)
-    tile, batch = _divmod(rest, k.shape[0])
-    start, full_start, full_end, end = (ranges[device.shared(ranges, batch), tile, i] for i in range(4))
-    first_head = group * plan.heads_per_group + split * plan.heads
-    keys = tile * BLOCK_KV
-
-    def steps(body: Callable[[jax.Array, jax.Array, jax.Array], None]) -> None:
-        """`body` of a running number, the query head and the tile of queries."""
-
-        def over_heads(i, _):
-            def over_queries(j, _):
-                body(i * (end - start) + j - start, first_head + i, j)
-
-            lax.fori_loop(start, end, over_queries, None)
-
-        lax.fori_loop(0, plan.heads, over_heads, None)
+    block = _Block.current(plan, ranges, k.shape[0])
 
     @pl.when(warpgroup == LOADER)
     def _():
         plgpu.set_max_registers(24, action="decrease")
-        for name, source in (("k", k), ("v", v)):
-            for i in range(WARPGROUPS):
-                window = (batch, pl.ds(keys + i * ROWS, ROWS), group)
-                plgpu.copy_gmem_to_smem(source.at[window], smem[name].at[i], barriers["kv"])
-
-        def load(step, head, index):
-            slot, window = lax.rem(step, plan.stages), pl.ds(index * plan.block_q, plan.block_q)
-            for name, source in (("q", q), ("dout", dout)):
-                device.wait_if(step >= plan.stages, barriers[name + "_free"].at[slot])
-                plgpu.copy_gmem_to_smem(source.at[batch, window, head], smem[name].at[slot], barriers[name].at[slot])
-                if name == "q":
-                    for along, vector in (("lse", lse), ("delta", delta)):
-                        part = vector.at[batch, head, window]
-                        plgpu.copy_gmem_to_smem(part, smem[along].at[slot], barriers["q"].at[slot])
-
-        steps(load)
-
-        # Every arrival is observed, also those that nothing waits for any more.
-        def drain(step, _):
-            for name in ("q_free", "dout_free"):
-                plgpu.barrier_wait(barriers[name].at[lax.rem(step, plan.stages)])
-
-        total = (end - start) * plan.heads
-        lax.fori_loop(jnp.maximum(total - plan.stages, 0), total, drain, None)
+        _load_keys(block, k, v, smem, barriers)
+        _load_queries(block, q, dout, lse, delta, smem, barriers)
 
     @pl.when(warpgroup < WARPGROUPS)
     def _():
         plgpu.set_max_registers(240, action="increase")
-
-        def visible(scores, index, strip):
-            def masked(x):
-                window = pl.ds(index * plan.block_q + strip * ROWS, ROWS)
-                mask = device.Mask(limits, batch, window, (ROWS, ROWS), queries_along=1)
-                return mask(x, keys + warpgroup * ROWS, -jnp.inf)
-
-            return lax.cond((index >= full_start) & (index < full_end), lambda x: x, masked, scores)
-
-        worker = _Worker(plan, smem, barriers, imitations[2:], warpgroup, visible)
-        add_dq = functools.partial(_add_dq, plan, smem["dq"].at[warpgroup], results[0], batch, warpgroup)
-
-        def run(dk, dv):
-            plgpu.barrier_wait(barriers["kv"])
-            steps(lambda *step: worker.step(*step, dk, dv, add_dq))
-            worker.rendezvous()  # nobody reads keys any more: their place is free for results
-            return dk.read() * plan.spec.scale, dv.read()
-
-        shape = (ROWS, plan.head_dim)
-        gradients = device.accumulators(run, [shape, shape], imitations[:2], warpgroup)
-        places = [smem[name].at[warpgroup] for name in ("k", "v")]
-        window = (batch, pl.ds(keys + warpgroup * ROWS, ROWS), group)
-        if plan.splits == 1:
-            _store(gradients, places, [x.at[window] for x in results[1:]])
-        else:
-            _add(gradients, smem["dq"].at[warpgroup], [x.at[window] for x in results[1:]])
+        worker = _Worker(block, (first, last, *positions), smem, barriers, imitations, warpgroup)
+        worker.write(worker.gradients(dq), (dk, dv))
         plgpu.wait_smem_to_gmem(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """What one block works on: a tile of keys of one key head, and the queries that see any of them.
+
+    Attributes:
+      batch, group: row of the batch, and key head.
+      keys: the first key of the tile.
+      first_head: the first of the `plan.heads` query heads.
+      start, end: tiles of queries that see some of the keys.
+      full_start, full_end: those among them that see all of the keys.
+    """
+
+    plan: _Plan
+    batch: jax.Array
+    group: jax.Array
+    keys: jax.Array
+    first_head: jax.Array
+    start: jax.Array
+    full_start: jax.Array
+    full_end: jax.Array
+    end: jax.Array
+
+    @classmethod
+    def current(cls, plan: _Plan, ranges, batch_size: int) -> Self:
+        """The block that this program runs for; `ranges` as `hopper_ranges.tile_ranges` gives them."""
+        # The first keys are seen by most queries when causal: they go first, so that short blocks fill the gaps at
+        # the end.
+        rest, split = _divmod(lax.axis_index("block"), plan.splits)
+        rest, group = _divmod(rest, plan.groups)
+        tile, batch = _divmod(rest, batch_size)
+        start, full_start, full_end, end = (ranges[device.shared(ranges, batch), tile, i] for i in range(4))
+        first_head = group * plan.heads_per_group + split * plan.heads
+        return cls(plan, batch, group, tile * BLOCK_KV, first_head, start, full_start, full_end, end)
+
+    def for_each_step(self, body: Callable[[jax.Array, jax.Array, jax.Array], None]) -> None:
+        """`body` of a running number, the query head and the tile of queries."""
+
+        def over_heads(i, _):
+            def over_queries(j, _):
+                body(i * (self.end - self.start) + j - self.start, self.first_head + i, j)
+
+            lax.fori_loop(self.start, self.end, over_queries, None)
+
+        lax.fori_loop(0, self.plan.heads, over_heads, None)
+
+
+def _load_keys(block: _Block, k, v, smem, barriers) -> None:
+    """Starts the copies of the block's keys and values, which stay in shared memory."""
+    for name, source in (("k", k), ("v", v)):
+        for i in range(WARPGROUPS):
+            window = (block.batch, pl.ds(block.keys + i * ROWS, ROWS), block.group)
+            plgpu.copy_gmem_to_smem(source.at[window], smem[name].at[i], barriers["kv"])
+
+
+def _load_queries(block: _Block, q, dout, lse, delta, smem, barriers) -> None:
+    """Copies what each step needs of its queries, ahead of the warpgroups that compute."""
+    plan = block.plan
+
+    def load(step, head, index):
+        slot, window = lax.rem(step, plan.stages), pl.ds(index * plan.block_q, plan.block_q)
+        for name, source in (("q", q), ("dout", dout)):
+            device.wait_if(step >= plan.stages, barriers[name + "_free"].at[slot])
+            part = source.at[block.batch, window, head]
+            plgpu.copy_gmem_to_smem(part, smem[name].at[slot], barriers[name].at[slot])
+            if name == "q":
+                for along, vector in (("lse", lse), ("delta", delta)):
+                    part = vector.at[block.batch, head, window]
+                    plgpu.copy_gmem_to_smem(part, smem[along].at[slot], barriers["q"].at[slot])
+
+    block.for_each_step(load)
+
+    # Every arrival is observed, also those that nothing waits for any more.
+    def drain(step, _):
+        for name in ("q_free", "dout_free"):
+            plgpu.barrier_wait(barriers[name].at[lax.rem(step, plan.stages)])
+
+    total = (block.end - block.start) * plan.heads
+    lax.fori_loop(jnp.maximum(total - plan.stages, 0), total, drain, None)
 
 
 def _divmod(x: jax.Array, y: int) -> tuple[jax.Array, jax.Array]:
     return lax.div(x, y), lax.rem(x, y)
-
-
-def _add_dq(plan: _Plan, place, dq, batch, warpgroup, value: jax.Array, head: jax.Array, index: jax.Array) -> None:
-    """Starts the addition of this warpgroup's share of dQ for one tile of queries."""
-    strip, columns = plan.share(warpgroup)
-    _replace(place, value)
-    device.add_to_gmem(place, dq.at[batch, pl.ds(index * plan.block_q + strip * ROWS, ROWS), head, columns])
 
 
 def _replace(place, value: jax.Array) -> None:
@@ -234,17 +243,45 @@ def _add(values: Sequence[jax.Array], place, destinations: Sequence[Any]) -> Non
 
 @dataclasses.dataclass(frozen=True)
 class _Worker:
-    """One of the two warpgroups that compute."""
+    """One of the two warpgroups that compute: for its half of the block's keys, and for its share of dQ.
 
-    plan: _Plan
+    `limits` are references to the arrays of `hopper_ranges.Bounds`.
+    """
+
+    block: _Block
+    limits: Sequence[Any]
     smem: dict[str, Any]
     barriers: dict[str, Any]
     imitations: Sequence[Any]
     warpgroup: jax.Array
-    visible: Callable[[jax.Array, jax.Array, int], jax.Array]
 
-    def step(self, number: jax.Array, head: jax.Array, index: jax.Array, dk, dv, add_dq: Callable) -> None:
-        """All that one tile of queries of one head gives: to `dk` and `dv`, and to dQ through `add_dq`."""
+    @property
+    def plan(self) -> _Plan:
+        return self.block.plan
+
+    def gradients(self, dq) -> tuple[jax.Array, jax.Array]:
+        """dK and dV of this warpgroup's keys; dQ is added to `dq` on the way."""
+
+        def run(dk, dv):
+            plgpu.barrier_wait(self.barriers["kv"])
+            self.block.for_each_step(lambda *step: self._step(*step, dk, dv, dq))
+            self._rendezvous()  # nobody reads keys any more: their place is free for results
+            return dk.read() * self.plan.spec.scale, dv.read()
+
+        shape = (ROWS, self.plan.head_dim)
+        return device.accumulators(run, [shape, shape], self.imitations[:2], self.warpgroup)
+
+    def write(self, gradients: Sequence[jax.Array], results: Sequence[Any]) -> None:
+        """Starts the copies of dK and dV to global memory, or their addition where several blocks share them."""
+        window = (self.block.batch, pl.ds(self.block.keys + self.warpgroup * ROWS, ROWS), self.block.group)
+        if self.plan.splits == 1:
+            places = [self.smem[name].at[self.warpgroup] for name in ("k", "v")]
+            _store(gradients, places, [x.at[window] for x in results])
+        else:
+            _add(gradients, self.smem["dq"].at[self.warpgroup], [x.at[window] for x in results])
+
+    def _step(self, number: jax.Array, head: jax.Array, index: jax.Array, dk, dv, dq) -> None:
+        """Adds all that one tile of queries of one head gives."""
         plan, smem = self.plan, self.smem
         slot, stage = lax.rem(number, plan.stages), lax.rem(number, SCORE_STAGES)
         plgpu.barrier_wait(self.barriers["q"].at[slot])
@@ -252,7 +289,7 @@ class _Worker:
         for strip in range(plan.strips):
             smem["ds"].at[stage, self.warpgroup, strip][...] = ds[strip]
         plgpu.commit_smem()
-        self.rendezvous()
+        self._rendezvous()
 
         def dq_share(products):
             strip, columns = plan.share(self.warpgroup)
@@ -262,9 +299,9 @@ class _Worker:
                 dk.add(ds[i], smem["q"].at[slot, pl.ds(i * ROWS, ROWS)])
             return products.read(in_flight=plan.strips)  # dV is done too then
 
-        share = device.accumulators(dq_share, [(ROWS, ROWS)], self.imitations[2:], self.warpgroup)
+        share = device.accumulators(dq_share, [(ROWS, ROWS)], self.imitations[4:], self.warpgroup)
         plgpu.barrier_arrive(self.barriers["dout_free"].at[slot])
-        add_dq(share, head, index)
+        self._add_dq(share, dq, head, index)
         device.wait_for_products()
         plgpu.barrier_arrive(self.barriers["q_free"].at[slot])
 
@@ -287,15 +324,34 @@ class _Worker:
                 plgpu.barrier_wait(self.barriers["dout"].at[slot])
             dp.add(smem["v"].at[self.warpgroup], smem["dout"].at[rows], transposed="b")
             s = device.capped(scores.read(in_flight=1), spec)
-            exponents = self.visible(s, index, strip) * factor
+            exponents = self._visible(s, index, strip) * factor
             p = jnp.exp2(exponents if device.linear(spec) else exponents - log_sum())
             slope = device.uncapped(p, s, spec)  # now, so that `s` need not be kept while products run
             dv.add(p.astype(smem["dout"].dtype), smem["dout"].at[rows])
             return (slope * dp.read(in_flight=1)).astype(smem["q"].dtype)
 
-        return device.accumulators(run, [shape, shape], self.imitations[:2], self.warpgroup)
+        return device.accumulators(run, [shape, shape], self.imitations[2:4], self.warpgroup)
 
-    def rendezvous(self) -> None:
+    def _visible(self, scores: jax.Array, index: jax.Array, strip: int) -> jax.Array:
+        """Scores of one strip of queries, -inf where a query does not see a key."""
+        block = self.block
+
+        def masked(x):
+            window = pl.ds(index * self.plan.block_q + strip * ROWS, ROWS)
+            mask = device.Mask(self.limits, block.batch, window, (ROWS, ROWS), queries_along=1)
+            return mask(x, block.keys + self.warpgroup * ROWS, -jnp.inf)
+
+        return lax.cond((index >= block.full_start) & (index < block.full_end), lambda x: x, masked, scores)
+
+    def _add_dq(self, value: jax.Array, dq, head: jax.Array, index: jax.Array) -> None:
+        """Starts the addition of this warpgroup's share of dQ for one tile of queries."""
+        strip, columns = self.plan.share(self.warpgroup)
+        place = self.smem["dq"].at[self.warpgroup]
+        _replace(place, value)
+        rows = pl.ds(index * self.plan.block_q + strip * ROWS, ROWS)
+        device.add_to_gmem(place, dq.at[self.block.batch, rows, head, columns])
+
+    def _rendezvous(self) -> None:
         """Waits for the other warpgroup to come here too."""
         plgpu.barrier_arrive(self.barriers["ds"])
         plgpu.barrier_wait(self.barriers["ds"])
