@@ -36,11 +36,14 @@ from davinci_jax.curation.tasks import (
     bytes_out,
     digests_before,
     file_digest,
+    files_digest,
     forget_if_damaged,
     input_digests,
+    is_collected,
     is_done,
     joint_digest,
     read_counts,
+    remove_rejects,
 )
 from davinci_jax.curation.tokens import TokenCounter, counted_by
 from davinci_jax.errors import DataError
@@ -88,7 +91,7 @@ class ReadInputs(PipelineStep):
             account.took(self._row, document)
             account.rejected(self._row, document, reason)
 
-        for position, item in self._task_items(rank):
+        for position, item in Plan.read_task(self._task.job.paths.plan_line(rank)).items:
             left = item.size
             found = Timed(acquire(source, source.inputs[position], readers[position], item, reject))
             for document in found:
@@ -101,12 +104,6 @@ class ReadInputs(PipelineStep):
                 left = max(0, left - document.size)
             account.read(left)
             self._row.seconds += found.seconds
-
-    def _task_items(self, rank: int) -> Iterator:
-        with self._task.job.paths.plan.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines):
-                if number == rank:
-                    yield from Plan.read_task(line).items
 
 
 class ReadDocuments(PipelineStep):
@@ -203,7 +200,7 @@ class WriteDocuments(PipelineStep):
                     account.kept(document)
                     out.write(document.to_json() + "\n")
             counts = account.close()
-            _remove_rejects(paths, rank)
+            remove_rejects(paths, rank)
             rejects = {file.parent.name: file for file in sorted(account.folder.glob("*/rejects.jsonl.gz"))}
             counts["rejects"] = {label: file.stat().st_size for label, file in rejects.items()}
             for label, file in rejects.items():
@@ -238,7 +235,7 @@ class WriteDocuments(PipelineStep):
         job = self._task.job
         if job.corpus:
             return Notes.load(job.corpus.notes(REDUCE)).input_digest
-        return _output_digest(job.before, rank) if job.before else ""
+        return _output_digest(job.before, rank) if job.before else files_digest(job.paths.plan_line(rank))
 
 
 class Collect(PipelineStep):
@@ -288,7 +285,7 @@ def works(job: StageJob, plan: Plan) -> list[Work]:
     """
     tasks = len(plan.tasks)
     size = bytes_out(job.before, tasks) if job.before else plan.bytes
-    before = digests_before(job, tasks)
+    before = digests_before(job, plan)
     passes = _corpus_works(job, before, size) if job.corpus else []
     return [*passes, _stage_work(job, input_digests(job, before), size)]
 
@@ -296,9 +293,9 @@ def works(job: StageJob, plan: Plan) -> list[Work]:
 def _corpus_works(job: StageJob, before: list[str | None], size: int) -> list[Work]:
     step, corpus, joint = job.stage.steps[0], job.corpus, joint_digest(before)
 
-    def is_made_of(input_digest: str | None, folder: pathlib.Path, of: str) -> bool:
-        known = Notes.load(corpus.notes(of))
-        return folder.is_dir() and known is not None and known.input_digest == input_digest
+    def is_reduced(_: int) -> bool:
+        known = Notes.load(corpus.notes(REDUCE))
+        return corpus.reduced.is_dir() and known is not None and known.input_digest == joint
 
     return [
         Work(
@@ -306,7 +303,7 @@ def _corpus_works(job: StageJob, before: list[str | None], size: int) -> list[Wo
             [ReadDocuments(job.before), Collect(step, job.before, corpus)],
             len(before),
             corpus.collect_logs,
-            lambda task: is_made_of(before[task], corpus.collected(task), f"{task:06d}"),
+            lambda task: is_collected(corpus, task, before[task]),
             lambda: _remove_temporary(corpus.folder / "collected"),
             size,
             None,
@@ -316,7 +313,7 @@ def _corpus_works(job: StageJob, before: list[str | None], size: int) -> list[Wo
             [Reduce(step, corpus, len(before))],
             1,
             corpus.reduce_logs,
-            lambda task: is_made_of(joint, corpus.reduced, REDUCE),
+            is_reduced,
             lambda: _remove_temporary(corpus.folder),
             0,
             None,
@@ -379,14 +376,6 @@ def _new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def _remove_temporary(folder: pathlib.Path) -> None:
     for left in folder.glob(".*") if folder.is_dir() else ():
         shutil.rmtree(left, ignore_errors=True)
-
-
-def _remove_rejects(paths: Paths, rank: int) -> None:
-    """Removes what an attempt that ended half way has moved: this one may drop nothing there, and keep the document."""
-    rejects = paths.folder / "rejects"
-    for label in rejects.iterdir() if rejects.is_dir() else ():
-        if not label.is_symlink():  # a link leads to the rejects of an earlier stage
-            paths.rejects(label.name, rank).unlink(missing_ok=True)
 
 
 def _move(file: pathlib.Path, target: pathlib.Path) -> None:

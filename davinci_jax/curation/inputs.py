@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from davinci_jax.curation.documents import Document
@@ -93,22 +93,42 @@ class Plan(NamedTuple):
 
 
 def make_plan(source: CuratedSource, build: Callable[[Input, str], Reader], task_bytes: int) -> Plan:
-    """Lists the files of a source and cuts them into tasks of `task_bytes` or one file each.
+    """Lists the files of a source and cuts them into tasks of at most `task_bytes`, or one file each.
 
     Raises:
       DataError: an input is not there, or has nothing that its kind reads.
     """
-    tasks: list[Task] = []
-    current: list[tuple[int, Item]] = []
-    size = 0
-    for position, given in enumerate(source.inputs):
-        for item in build(given, field(source, given)).items(Place(given.path, field(source, given))):
-            if current and size + item.size > task_bytes:
-                tasks.append(Task(tuple(current)))
-                current, size = [], 0
-            current.append((position, item))
-            size += item.size
-    return Plan((*tasks, Task(tuple(current))))
+    items = [
+        (position, item)
+        for position, given in enumerate(source.inputs)
+        for item in build(given, field(source, given)).items(Place(given.path, field(source, given)))
+    ]
+    tasks, begin = [], 0
+    while begin < len(items):
+        end = _task_end(items, begin, task_bytes)
+        tasks.append(Task(tuple(items[begin:end])))
+        begin = end
+    return Plan(tuple(tasks))
+
+
+def _task_end(items: Sequence[tuple[int, Item]], begin: int, task_bytes: int) -> int:
+    """Returns where the task ends that begins with an item.
+
+    From half of `task_bytes` on it ends behind the file whose path has the smallest hash. So a file that is added or
+    removed moves the ends of a few tasks only: those after it soon end where they did, and can be used again.
+    """
+    size, ends = 0, []
+    for end in range(begin + 1, len(items) + 1):
+        size += items[end - 1][1].size
+        if size > task_bytes and end > begin + 1:
+            return min(ends, key=lambda end: _path_hash(items[end - 1][1])) if ends else end - 1
+        if 2 * size >= task_bytes:
+            ends.append(end)
+    return len(items)
+
+
+def _path_hash(item: Item) -> bytes:
+    return hashlib.blake2b(item.path.encode(), digest_size=8).digest()
 
 
 def field(source: CuratedSource, given: Input) -> str:

@@ -158,7 +158,7 @@ def show_plan(config: CurationConfig, console: Console | None = None) -> None:
             show_waiting(source, _operations(source), waits, console or Console())
             continue
         prepared = prepare(config, source)
-        whole = [is_whole(job, len(prepared.plan.tasks)) for job in _jobs(config, prepared)]
+        whole = [is_whole(job, prepared.plan) for job in _jobs(config, prepared)]
         show_prepared(prepared, whole, console or Console())
 
 
@@ -168,7 +168,7 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
     from davinci_jax.curation.progress import show_prepared
 
     name, jobs, tasks = prepared.source.name, _jobs(config, prepared), len(prepared.plan.tasks)
-    whole = [is_whole(job, tasks) for job in jobs]
+    whole = [is_whole(job, prepared.plan) for job in jobs]
     show_prepared(prepared, whole, console)
     left = [job for job, done in zip(jobs, whole, strict=True) if not done]
     if queued := sorted({number for job in left for number in slurm_jobs(job)}):
@@ -182,7 +182,7 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
         return None
     built = bool(left)
     last = _run_stages(config, prepared, jobs, console) if built else None
-    if config.executor == "slurm" and not is_whole(jobs[-1], tasks):
+    if config.executor == "slurm" and not is_whole(jobs[-1], prepared.plan):
         console.print(
             f"{name}: handed to Slurm, last job {last.job_id}; start the same command again when it has ended",
             highlight=False,
@@ -215,13 +215,22 @@ def _run_stages(
     from davinci_jax.curation.engine import works
     from davinci_jax.curation.executors import execute
     from davinci_jax.curation.progress import Progress
+    from davinci_jax.curation.reuse import take_over
 
     executor = None
     for job in jobs:
-        if is_whole(job, len(prepared.plan.tasks)):  # the stage before may have come out as it was
+        if is_whole(job, prepared.plan):  # the stage before may have come out as it was
             continue
         _write_plan(job.paths, prepared.plan)
-        for work in works(job, prepared.plan):
+        left = works(job, prepared.plan)
+        if taken := take_over(job, prepared.plan):
+            tasks = f"{taken:,} of {len(prepared.plan.tasks):,} tasks"
+            console.print(
+                f"{prepared.source.name}: {left[0].title}: {tasks} as in an earlier result",
+                highlight=False,
+                soft_wrap=True,
+            )
+        for work in left:
             with Progress(console, prepared.source.name, work, prepared.plan):
                 executor = execute(config, work, executor)
     return executor

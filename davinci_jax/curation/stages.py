@@ -30,6 +30,8 @@ class Stage(NamedTuple):
       hash: 16 hex digits of the input, all operations up to its end, and their code.
       before: the hash where it begins; "" where it reads the input.
       corpus: for a corpus operation the hash of what it has collected and reduced, else "".
+      made_by: `hash` but for the files: where it is equal, equal files or documents become the same.
+      collected_by: the same of `corpus`.
     """
 
     steps: tuple[Step, ...]
@@ -38,6 +40,8 @@ class Stage(NamedTuple):
     hash: str
     before: str
     corpus: str
+    made_by: str
+    collected_by: str
 
 
 def is_corpus(operation: Operation | CorpusOperation) -> bool:
@@ -64,14 +68,19 @@ def split(
       operations: of the recipe, in order.
     """
     found, begin = [], 0
-    current = _hash("", [_input_hash(source, plan, readers)])
+    inputs = _inputs(source, readers)
+    current, made_by = _hash("", [*inputs, _plan_digest(plan)]), _hash("", inputs)
     before = ""
     for end in [*_cuts(operations), len(operations)]:
         run = operations[begin:end]
         first = begin + 1
-        corpus = _hash(current, [describe(run[0])]) if run and is_corpus(run[0]) else ""
-        current = _hash(current, [describe(operation) for operation in run])
-        found.append(Stage(source.recipe[begin:end], tuple(run), first, current, before, corpus))
+        described = [describe(operation) for operation in run]
+        corpus = collected_by = ""
+        if run and is_corpus(run[0]):
+            corpus, collected_by = _hash(current, described[:1]), _hash(made_by, described[:1])
+        current, made_by = _hash(current, described), _hash(made_by, described)
+        steps = source.recipe[begin:end]
+        found.append(Stage(steps, tuple(run), first, current, before, corpus, made_by, collected_by))
         begin, before = end, current
     return found
 
@@ -132,12 +141,16 @@ def _cuts(operations: Sequence[Operation | CorpusOperation]) -> Iterator[int]:
         highest = max(highest, operation.level)
 
 
-def _input_hash(source: CuratedSource, plan: Plan, readers: Sequence[Reader]) -> list[Any]:
+def _inputs(source: CuratedSource, readers: Sequence[Reader]) -> list[Any]:
     inputs = [[given.kind, given.label, given.licence] for given in source.inputs]
+    return [source.name, inputs, [describe(reader) for reader in readers]]
+
+
+def _plan_digest(plan: Plan) -> str:
     digest = hashlib.sha256()
     for line in plan.to_lines():
         digest.update(line.encode())
-    return [source.name, inputs, [describe(reader) for reader in readers], digest.hexdigest()]
+    return digest.hexdigest()
 
 
 def _hash(before: str, described: list[Any]) -> str:

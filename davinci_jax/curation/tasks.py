@@ -1,20 +1,22 @@
 """What the tasks of a stage leave, where it lies, and whether it still follows from the documents that it was made of.
 
 A task of a stage reads what the same task of the stage before has written. Its counts name its documents by their
-`output_digest`, and what they were made of by the `input_digest`, so that nothing is taken for done that was made of
-documents that are not there any more: the stage before may have been removed and made again by a model that answered
-otherwise.
+`output_digest`, and what they were made of, files or documents, by the `input_digest`, so that nothing is taken for
+done that was made of documents that are not there any more: the stage before may have been removed and made again by a
+model that answered otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from davinci_jax.curation.inputs import Plan
 from davinci_jax.curation.stages import Stage
 from davinci_jax.errors import DataError
 from davinci_jax.experiment.curation import CuratedSource
@@ -51,6 +53,10 @@ class Paths(NamedTuple):
     @property
     def plan(self) -> pathlib.Path:
         return self.folder / "plan.jsonl"
+
+    def plan_line(self, task: int) -> str:
+        with self.plan.open(encoding="utf-8") as lines:
+            return next(itertools.islice(lines, task, None)).removesuffix("\n")
 
     @property
     def logs(self) -> pathlib.Path:
@@ -184,14 +190,19 @@ def joint_digest(digests: Sequence[str | None]) -> str | None:
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
 
 
-def digests_before(job: StageJob, tasks: int) -> list[str | None]:
+def files_digest(line: str) -> str:
+    """Returns the digest of the files of a task, given its line of the plan."""
+    return hashlib.sha256(line.encode()).hexdigest()[:32]
+
+
+def digests_before(job: StageJob, plan: Plan) -> list[str | None]:
     """Returns for each task the digest of the documents that the stage before has for it, `None` where it has none.
 
-    The hash of a stage that reads the input covers that: its digests are empty.
+    For a stage that reads the input it is the digest of the task's files.
     """
     if job.before is None:
-        return [""] * tasks
-    return [counts and counts["output_digest"] for counts in all_counts(job.before, tasks)]
+        return [files_digest(line) for line in plan.to_lines()]
+    return [counts and counts["output_digest"] for counts in all_counts(job.before, len(plan.tasks))]
 
 
 def input_digests(job: StageJob, before: Sequence[str | None]) -> list[str | None]:
@@ -208,10 +219,24 @@ def is_done(paths: Paths, task: int, input_digest: str | None) -> bool:
     return counts is not None and counts["input_digest"] == input_digest
 
 
-def is_whole(job: StageJob, tasks: int) -> bool:
+def is_collected(corpus: CorpusPaths, task: int, input_digest: str | None) -> bool:
+    """Whether the first pass of a corpus operation has left what it collects of a task's documents."""
+    known = Notes.load(corpus.notes(f"{task:06d}"))
+    return corpus.collected(task).is_dir() and known is not None and known.input_digest == input_digest
+
+
+def is_whole(job: StageJob, plan: Plan) -> bool:
     """Whether all tasks of a stage are done."""
-    digests = input_digests(job, digests_before(job, tasks))
+    digests = input_digests(job, digests_before(job, plan))
     return all(is_done(job.paths, task, digest) for task, digest in enumerate(digests))
+
+
+def remove_rejects(paths: Paths, task: int) -> None:
+    """Removes what an attempt that ended half way has moved: the next may drop nothing there, and keep the document."""
+    rejects = paths.folder / "rejects"
+    for label in rejects.iterdir() if rejects.is_dir() else ():
+        if not label.is_symlink():  # a link leads to the rejects of an earlier stage
+            paths.rejects(label.name, task).unlink(missing_ok=True)
 
 
 def forget_if_damaged(paths: Paths, task: int, error: Exception) -> None:

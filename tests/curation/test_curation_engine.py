@@ -221,8 +221,8 @@ def test_a_source_that_is_there_is_left_alone(raw):
     ("edit", "shouts", "collects"),
     [
         ((*RECIPE, Step("drop-short", characters=20)), 0, 0),  # behind the barrier
-        ((*RECIPE[:2], Step("drop-short", characters=20), Step("rank")), 0, 3),  # before it: it is behind L1
-        ((RECIPE[0], Step("shout", ending="?"), *RECIPE[2:]), 11, 3),
+        ((*RECIPE[:2], Step("drop-short", characters=20), Step("rank")), 0, 4),  # before it: it is behind L1
+        ((RECIPE[0], Step("shout", ending="?"), *RECIPE[2:]), 11, 4),
         ((*RECIPE, Step("judge")), 0, 0),
     ],
 )
@@ -251,14 +251,77 @@ def test_a_rule_behind_a_model_does_not_ask_the_model_again(raw):
     assert CALLS["judge"] == 22
 
 
+@pytest.fixture
+def many(raw):
+    """Forty text files more, each with words of its own."""
+    for n in range(100, 180, 2):
+        (raw / f"{n}.txt").write_text(f"text {n} " + f"word{n} " * (n % 9))
+    return raw
+
+
 @pytest.mark.slow
-def test_a_changed_input_is_another_recipe_hash(raw):
-    first = run(config(raw))
-    (raw / "12.txt").write_text("text 12 that is new")
-    second = run(config(raw))
+@pytest.mark.parametrize("change", ["added", "changed", "removed"])
+def test_a_changed_input_is_another_recipe_hash_and_repeats_the_tasks_that_it_touches(many, change):
+    """Before, in and behind an operation on the whole source, whose documents come out the same but for one task."""
+    recipe = (RECIPE[0], Step("shout"), Step("drop-short", characters=14), Step("exact-duplicates"), Step("judge"))
+    first = run(config(many, recipe))
+    kept = content(first.folder)
+    file = many / ("141.txt" if change == "added" else "140.txt")
+    file.unlink() if change == "removed" else file.write_text("text that is new " * 2)
+    CALLS.clear()
+    second = run(config(many, recipe))
     assert second.built
     assert second.folder != first.folder
-    assert second.funnel["documents"] == 10
+    assert max(CALLS["shout"], CALLS["judge"]) < 15
+    assert content(second.folder) == content(run(config(many, recipe, root="fresh")).folder)
+    assert content(first.folder) == kept
+    CALLS.clear()
+    assert run(config(many, recipe)).built is False
+    assert not CALLS
+
+
+@pytest.mark.slow
+def test_a_file_more_has_little_more_collected_for_an_operation_on_the_whole_source(many):
+    tasks = len(list((run(config(many)).folder / "documents").iterdir()))
+    (many / "141.txt").write_text("text that is new " * 2)
+    CALLS.clear()
+    second = run(config(many))
+    assert 0 < CALLS["collect"] < tasks / 2
+    assert content(second.folder) == content(run(config(many, root="fresh")).folder)
+
+
+def shouted_again(raw, **changes):
+    """Has a task made anew beside an earlier result; returns how often an operation was asked for it."""
+    (raw / "00.txt").write_text("text that is new")
+    CALLS.clear()
+    result = run(config(raw, **changes))
+    asked = CALLS["shout"]
+    assert content(result.folder) == content(run(config(raw, root="fresh", **changes)).folder)
+    return asked
+
+
+def test_what_is_damaged_in_an_earlier_result_is_not_taken_over(raw):
+    stage = stage_of(run(config(raw)).folder.parent, "shout")
+    for file in (stage / "documents").iterdir():
+        good = file.read_bytes()
+        file.write_bytes(good[:40] + bytes([good[40] ^ 1]) + good[41:])
+    assert shouted_again(raw) == 11
+
+
+def test_tasks_whose_tokens_are_counted_otherwise_are_not_taken_over(raw):
+    run(config(raw))
+    file = str(raw.parent / "words.json")
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(file)
+    assert shouted_again(raw, tokenizer=file) == 11
+
+
+def test_where_files_cannot_have_two_names_they_are_copied(raw, monkeypatch):
+    def link(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    run(config(raw))
+    assert 0 < shouted_again(raw) < 11
 
 
 @pytest.mark.slow
