@@ -2,12 +2,14 @@
 
 import itertools
 import random
+import re
 import string
 
 import hypothesis
 import hypothesis.strategies as st
 import pytest
 
+from davinci_jax.curation import personal_data
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.personal_data import ReplacePersonalData, replace
 from davinci_jax.errors import ConfigError
@@ -159,3 +161,45 @@ def test_parts_keep_their_names():
     (made,) = ReplacePersonalData().apply(iter([given]), None)
     assert made.parts == (("first", 0, 10), ("second", 12, 16))
     assert made.key == "to <EMAIL>\n\nthen"
+
+
+_PLAIN_IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)", re.ASCII)
+_PLAIN_PHONE = re.compile(
+    r"(?<![\w.+-])(?:\+[1-9]\d{0,2}(?:[ .-]?\(?\d{1,4}\)?){2,6}|(?:1[ .-])?\(\d{3}\)[ .-]?\d{3}[ .-]\d{4}"
+    r"|(?:1[ .-])?[2-9]\d{2}-[2-9]\d{2}-\d{4})(?![\w-]|\.\d)",
+    re.ASCII,
+)
+_TOKENS = (
+    "+",
+    "1",
+    "(",
+    "212",
+    ")",
+    "555",
+    "-",
+    "0187",
+    " ",
+    ".",
+    "88",
+    "8.8.8.8",
+    "::",
+    ":",
+    ":ab",
+    "a",
+    "2001:",
+    "\n",
+)
+
+
+@hypothesis.settings(max_examples=2000, deadline=None)
+@hypothesis.given(st.lists(st.sampled_from(_TOKENS), max_size=16).map("".join))
+def test_patterns_that_are_fast_find_what_plain_ones_find(text):
+    for fast, plain in ((personal_data._IPV4, _PLAIN_IPV4), (personal_data._PHONE, _PLAIN_PHONE)):
+        assert [found.span() for found in fast.finditer(text)] == [found.span() for found in plain.finditer(text)]
+    addresses = [found for found in personal_data._IPV6.finditer(text) if personal_data._is_public(found)]
+    assert not addresses or personal_data._IPV6_PART.search(text)
+
+
+@pytest.mark.parametrize("address", ["2001:4860:4860:0:0:0:0:8888", "2001:4860:4860::8888", "2001:4860::"])
+def test_addresses_of_all_forms_are_replaced(address):
+    assert replace(f"at {address} now")[0] == "at <IP> now"
