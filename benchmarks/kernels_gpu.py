@@ -63,6 +63,7 @@ class Sizes:
       heads: pairs of query and key heads.
       documents: of equal length in each row of the packed case.
       rows: of grouped matmuls; (groups, inner, columns) of each.
+      routed: (tokens, experts, experts of a token) of routing.
       losses: (tokens, width, vocabulary) of cross-entropy.
       rounds: of taking turns, each of `seconds`.
       checked: length of the sequences that are compared with float64.
@@ -80,6 +81,7 @@ class Sizes:
         (128, 7168, 2048),
         (128, 2048, 7168),
     )
+    routed: tuple[tuple[int, int, int], ...] = ((16384, 128, 8), (16384, 64, 8), (16384, 256, 8))
     losses: tuple[tuple[int, int, int], ...] = ((8192, 2048, 151936), (4096, 4096, 151936), (32768, 4096, 151936))
     rounds: int = 7
     seconds: float = 0.05
@@ -94,6 +96,7 @@ TINY = Sizes(
     documents=2,
     rows=256,
     experts=((4, 128, 64),),
+    routed=((96, 16, 2),),
     losses=((64, 32, 1000),),
     rounds=2,
     seconds=0.0,
@@ -157,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=pathlib.Path, help="name of the files to write, without .json or .md")
     parser.add_argument("--tiny", action="store_true", help="small shapes, on any device")
-    parser.add_argument("--only", choices=("attention", "grouped", "loss"), help="one operation alone")
+    parser.add_argument("--only", choices=("attention", "grouped", "routing", "loss"), help="one operation alone")
     parser.add_argument("--record", action="store_true", help="write the order of the backends of attention")
     options = parser.parse_args(arguments)
     if options.record and options.tiny:
@@ -169,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = {
         "attention": (functools.partial(checks.attention, sizes.checked, foreign()), attention_rows),
         "grouped": (checks.grouped_matmul, grouped_rows),
+        "routing": (checks.routing, routing_rows),
         "loss": (checks.cross_entropy, loss_rows),
     }
     chosen = [part for name, part in parts.items() if options.only in (None, name)]
@@ -361,6 +365,22 @@ def grouped_programs(x: jax.Array, w: jax.Array, dy: jax.Array, sizes: jax.Array
     return makers
 
 
+# Routing
+
+
+def routing_rows(sizes: Sizes) -> list[Row]:
+    """Choice of experts and order by expert; there are no products to count."""
+    rows = []
+    for tokens, experts, top_k in sizes.routed:
+        arrays = checks.routing_arrays(tokens, experts)
+        makers = {
+            name: functools.partial(program, functools.partial(checks.routed, backend, top_k), *arrays)
+            for name, backend in ((OURS, "pallas"), ("xla", "xla"))
+        }
+        rows += compare(f"routing, {tokens} tokens, {top_k} of {experts} experts", makers, None, sizes)
+    return rows
+
+
 # Cross-entropy
 
 
@@ -431,7 +451,7 @@ def compiled(case: str, makers: dict[str, Callable]) -> tuple[dict[str, Any], li
     return good, failed
 
 
-def compare(case: str, makers: dict[str, Callable], flops: float, sizes: Sizes) -> list[Row]:
+def compare(case: str, makers: dict[str, Callable], flops: float | None, sizes: Sizes) -> list[Row]:
     """Rows of programs that take turns; those that fail get a row that says why."""
     good, failed = compiled(case, makers)
     times = medians([each.call for each in good.values()], sizes)
@@ -444,11 +464,12 @@ def medians(calls: Sequence[Callable], sizes: Sizes) -> list[float]:
     return [statistics.median(rounds) for rounds in in_turns(calls, sizes.rounds, sizes.seconds)]
 
 
-def timed(case: str, name: str, seconds: float, flops: float, made: Program) -> Row:
-    """A row with its time and rate."""
+def timed(case: str, name: str, seconds: float, flops: float | None, made: Program) -> Row:
+    """A row with its time, and rate where there are `flops`."""
     if seconds <= 0:  # a difference of two times within their noise
         return Row(case, name, problem="too short to measure")
-    return Row(case, name, seconds * 1e3, flops / seconds / 1e12, made.temporary_mib)
+    rate = None if flops is None else flops / seconds / 1e12
+    return Row(case, name, seconds * 1e3, rate, made.temporary_mib)
 
 
 def aimed(row: Row, tflops: float) -> Row:
@@ -461,7 +482,8 @@ def aimed(row: Row, tflops: float) -> Row:
 def show(rows: list[Row]) -> list[Row]:
     """Prints rows as they come."""
     for row in rows:
-        what = row.problem or f"{row.ms:9.3f} ms {row.tflops:8.1f} TFLOP/s"
+        rate = "" if row.tflops is None else f"{row.tflops:8.1f} TFLOP/s"
+        what = row.problem or f"{row.ms:9.3f} ms {rate}"
         print(f"{row.case:64} {row.implementation:14} {what}", flush=True)
     return rows
 
@@ -506,7 +528,8 @@ def markdown(record: dict[str, Any]) -> str:
             continue
         memory = "" if row["temporary_mib"] is None else f"{row['temporary_mib']:.0f}"
         aim = f"{row['aim']}: {'reached' if row['met'] else 'missed'}" if row["aim"] else ""
-        numbers = f"{row['ms']:.3f} | {row['tflops']:.1f} | {memory} | {aim}"
+        rate = "" if row["tflops"] is None else f"{row['tflops']:.1f}"
+        numbers = f"{row['ms']:.3f} | {rate} | {memory} | {aim}"
         lines.append(f"| {row['case']} | {row['implementation']} | {numbers} |")
     return "\n".join(lines) + "\n"
 

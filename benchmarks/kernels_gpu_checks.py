@@ -206,6 +206,39 @@ def grouped_float64(x: np.ndarray, w: np.ndarray, dy: np.ndarray, sizes: np.ndar
     }
 
 
+# Routing
+
+
+def routing_arrays(tokens: int, experts: int) -> tuple[jax.Array, jax.Array]:
+    """Logits and bias."""
+    keys = jax.random.split(jax.random.key(0))
+    return jax.random.normal(keys[0], (tokens, experts)), 0.1 * jax.random.normal(keys[1], (experts,))
+
+
+def routed(backend: str, top_k: int, logits: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
+    """Experts of each token, their weights, sizes of the groups, and the order by expert."""
+    return pallas_kernels.route(logits, top_k=top_k, score="sigmoid", bias=bias, backend=backend)[:4]
+
+
+def routing() -> list[Check]:
+    """Checks of the choice and the order, of tokens that are no multiple of what a block takes."""
+    logits, bias = routing_arrays(1000, 72)
+    expected = routing_float64(np.asarray(logits, np.float64), np.asarray(bias, np.float64), 5)
+    runs = {"ours": "pallas", "xla": "xla"}
+    return [
+        _check("routing", name, functools.partial(routed, b, 5, logits, bias), expected) for name, b in runs.items()
+    ]
+
+
+def routing_float64(logits: np.ndarray, bias: np.ndarray, top_k: int) -> tuple[np.ndarray, ...]:
+    """What `routed` returns."""
+    scores = 1 / (1 + np.exp(-logits))
+    experts = np.argsort(-(scores + bias), axis=1)[:, :top_k]
+    mine = np.take_along_axis(scores, experts, 1)
+    order = np.argsort(experts.reshape(-1), kind="stable")
+    return experts, mine / mine.sum(1, keepdims=True), np.bincount(experts.reshape(-1), minlength=len(bias)), order
+
+
 # Cross-entropy
 
 

@@ -94,9 +94,9 @@ def test_all_of_it_runs_at_tiny_shapes(tmp_path):
     assert kernels_gpu.main(["--tiny", "--output", str(tmp_path / "tiny")]) == 0
     record = json.loads((tmp_path / "tiny.json").read_text())
     right = [check["name"] for check in record["checks"] if check["implementation"] == "xla" and check["right"]]
-    assert len(right) == 10
+    assert len(right) == 11
     timed = {row["case"].split(",")[0] for row in record["rows"] if row["ms"] and row["implementation"] == "xla"}
     products = {f"grouped matmul {kind}" for kind in ("y", "dx", "dw")}
-    assert timed == {"attention forward", "attention backward", "cross-entropy"} | products
+    assert timed == {"attention forward", "attention backward", "routing", "cross-entropy"} | products
     reasons = {row["problem"] for row in record["rows"] if row["implementation"] == "ours" and row["problem"]}
     assert reasons == {"there is no kernel for cpu"}
