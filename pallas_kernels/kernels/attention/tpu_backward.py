@@ -10,6 +10,8 @@ Formulas: Dao et al. 2022, arXiv 2205.14135, appendix B.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,9 @@ from pallas_kernels.kernels.attention.tpu_tiles import (
     Tile,
     column,
     dot,
-    overlapped,
+    for_each_head,
+    mask_inputs,
+    mask_refs,
     tiles,
     visible,
     when_kind,
@@ -101,24 +105,24 @@ def _call(q, k, v, lse, delta, dout, spec, blocks, positions, config, units, dq_
     shape, dtype, kv_spec = _gradient_of_keys(k, blocks, config, units, whole, sharers)
     dq_shape = partition.out_struct(units.q.shape(batch, queries), dq_dtype, q, k, v, dout)
     kv_shape = partition.out_struct(shape, dtype, q, k, v, dout)
+    plan = _Plan(
+        spec=spec,
+        config=config,
+        units=units,
+        whole=whole,
+        kinds=blocks.kinds,
+        height=blocks.rows_per_batch,
+        has_bounds=blocks.bounds is not None,
+        has_positions=positions is not None,
+        short_q=queries % config.block_q and queries,
+        short_kv=keys % config.block_kv and keys,
+    )
     dq, dk, dv = pl.pallas_call(
-        functools.partial(
-            _kernel,
-            spec=spec,
-            config=config,
-            units=units,
-            whole=whole,
-            kinds=blocks.kinds,
-            height=blocks.rows_per_batch,
-            has_bounds=blocks.bounds is not None,
-            has_positions=positions is not None,
-            short_q=queries % config.block_q and queries,
-            short_kv=keys % config.block_kv and keys,
-        ),
+        functools.partial(_kernel, plan=plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(units.count, blocks.count),
-            in_specs=[spec for _, spec in inputs],
+            in_specs=[block for _, block in inputs],
             out_specs=[units.q.spec(config.block_q, _at_q(blocks.rows_per_batch)), kv_spec, kv_spec],
             scratch_shapes=_scratch(q, k, config, units, positions is not None),
         ),
@@ -161,12 +165,7 @@ def _inputs(q, k, v, lse, delta, dout, blocks, positions, config, units) -> list
         statistic(lse),
         statistic(delta),
     ]
-    if blocks.bounds is not None:
-        found.append((jnp.asarray(blocks.bounds), pl.BlockSpec((1, 2, bq), along_q)))
-    if positions:
-        found.append((positions[0][:, None], pl.BlockSpec((1, 1, bq), along_q)))
-        found.append((positions[1][:, None], pl.BlockSpec((1, 1, bk), along_kv)))
-    return found
+    return found + mask_inputs(blocks.bounds, positions, bq, bk, along_q, along_kv)
 
 
 def _query_block(row, step, height: int):
@@ -194,18 +193,25 @@ def _gradient_of_keys(k, blocks, config, units, whole, sharers: int):
 
 
 def _scratch(q, k, config, units, by_position: bool) -> list[pltpu.VMEM]:
+    """The memory of `_Scratch`."""
     bq, bk, n, g, size = config.block_q, config.block_kv, units.q.block, units.kv_heads, q.shape[3]
     cols = math.ceil(k.shape[1] / bk)
-    return [
-        *[pltpu.VMEM((n, size, bq), q.dtype)] * 2,
-        pltpu.VMEM((g, bk, size), q.dtype),
-        pltpu.VMEM((g, size, bk), q.dtype),
-        pltpu.VMEM((g, bk, size), q.dtype),
-        *[pltpu.VMEM((n, 1, bq), jnp.float32)] * 2,
-        pltpu.VMEM((n, size, bq), jnp.float32),
-        *[pltpu.VMEM((cols, g, size, bk), jnp.float32)] * 2,
-        *([pltpu.VMEM((bk, 128), jnp.int32)] if by_position else []),
-    ]
+    of_queries, of_keys = pltpu.VMEM((n, size, bq), q.dtype), pltpu.VMEM((g, bk, size), q.dtype)
+    row, sum_of_keys = pltpu.VMEM((n, 1, bq), jnp.float32), pltpu.VMEM((cols, g, size, bk), jnp.float32)
+    found = _Scratch(
+        q=of_queries,
+        dout=of_queries,
+        k=of_keys,
+        k_turned=pltpu.VMEM((g, size, bk), q.dtype),
+        v=of_keys,
+        lse=row,
+        delta=row,
+        dq=pltpu.VMEM((n, size, bq), jnp.float32),
+        dk=sum_of_keys,
+        dv=sum_of_keys,
+        key_positions=pltpu.VMEM((bk, 128), jnp.int32) if by_position else None,
+    )
+    return [memory for memory in found if memory is not None]
 
 
 def _joined(parts, sharers: int, together: int, like):
@@ -215,88 +221,129 @@ def _joined(parts, sharers: int, together: int, like):
     return parts.transpose(1, 2, 0, 3, 4).astype(like.dtype)
 
 
-def _kernel(
-    rows,
-    cols,
-    flags,
-    q,
-    dout,
-    k,
-    v,
-    lse,
-    delta,
-    *refs,
-    spec,
-    config,
-    units,
-    whole,
-    kinds,
-    height,
-    has_bounds,
-    has_positions,
-    short_q,
-    short_kv,
-):
-    refs = list(refs)
-    bounds = refs.pop(0).at[0] if has_bounds else None
-    positions = [refs.pop(0).at[0], refs.pop(0).at[0]] if has_positions else None
-    dq, dk, dv, q_heads, dout_heads, k_heads, k_turned, v_heads, logs, deltas, dq_sum, dk_sum, dv_sum, *columns = refs
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What one kernel is specialised for.
+
+    Attributes:
+      spec, config, units: as everywhere.
+      whole: blocks of all key heads of a unit, in which it writes gradients; None where units share key heads.
+      kinds: of blocks of scores that can occur.
+      height: rows of blocks that a row of the batch has, with the one of FLUSH entries.
+      has_bounds, has_positions: which masks there are.
+      short_q, short_kv: the length where the last block reaches beyond the array, else 0.
+    """
+
+    spec: AttentionSpec
+    config: BackwardConfig
+    units: tpu_heads.Units
+    whole: tpu_heads.HeadBlocks | None
+    kinds: frozenset[int]
+    height: int
+    has_bounds: bool
+    has_positions: bool
+    short_q: int
+    short_kv: int
+
+
+class _Scratch(NamedTuple):
+    """What stays in vector memory from step to step; n query heads, g key heads, positions of a block last.
+
+    Attributes:
+      q, dout: [n, size, queries], of the block of queries at hand.
+      k, v: [g, keys, size], of the block of keys at hand; k_turned: [g, size, keys].
+      lse, delta: [n, 1, queries]; lse in powers of two.
+      dq: [n, size, queries], the sum over the keys so far.
+      dk, dv: [blocks, g, size, keys], the sums over the queries so far, of all blocks of keys.
+      key_positions: [keys, lanes], where positions decide.
+    """
+
+    q: Any
+    dout: Any
+    k: Any
+    k_turned: Any
+    v: Any
+    lse: Any
+    delta: Any
+    dq: Any
+    dk: Any
+    dv: Any
+    key_positions: Any = None
+
+
+def _kernel(rows, cols, flags, q, dout, k, v, lse, delta, *refs, plan: _Plan):
+    bounds, positions, refs = mask_refs(refs, plan.has_bounds, plan.has_positions)
+    dq, dk, dv, *scratch = refs
+    scratch = _Scratch(*scratch)
     unit, step = pl.program_id(0), pl.program_id(1)
     flag, col = flags[step], cols[step]
     kind = flag & (2**block_lists.KIND_BITS - 1)
-    key_start = col * config.block_kv
+    key_start = col * plan.config.block_kv
 
     @pl.when(flag & block_lists.FIRST_OF_ROW != 0)
     def clear():
-        dk_sum[...] = jnp.zeros_like(dk_sum)
-        dv_sum[...] = jnp.zeros_like(dv_sum)
+        scratch.dk[...] = jnp.zeros_like(scratch.dk)
+        scratch.dv[...] = jnp.zeros_like(scratch.dv)
 
     @pl.when(flag & block_lists.FIRST != 0)
     def start():
-        length = short_q and short_q - rows[step] % height * config.block_q
-        for n in range(units.q.block):
-            q_heads[n] = _cut(units.q.load(q, n).T, 1, length)
-            dout_heads[n] = _cut(units.q.load(dout, n).T, 1, length)
-            logs[n] = _cut(lse[0, 0, n : n + 1, :] * LOG2_E, 1, length)
-            deltas[n] = _cut(delta[0, 0, n : n + 1, :], 1, length)
-        dq_sum[...] = jnp.zeros_like(dq_sum)
+        length = plan.short_q and plan.short_q - rows[step] % plan.height * plan.config.block_q
+        _load_queries(plan, scratch, q, dout, lse, delta, length)
 
     @pl.when((kind != block_lists.EMPTY) & (kind != block_lists.FLUSH))
     def load():
-        length = short_kv and short_kv - key_start
+        _load_keys(plan, scratch, unit, k, v, plan.short_kv and plan.short_kv - key_start)
+        if positions:
+            scratch.key_positions[...] = column(positions[1][...])
 
-        def one(n, head):
-            keys = _cut(units.kv.load(k, head), 0, length)
-            k_heads[n] = keys
-            k_turned[n] = keys.T
-            v_heads[n] = _cut(units.kv.load(v, head), 0, length)
+    def seen(tile):
+        by_position = (positions[0], scratch.key_positions) if positions else None
+        return visible(tile, plan.spec, key_start, bounds, by_position)
 
-        units.each_kv(unit, one)
-        if has_positions:
-            columns[0][...] = column(positions[1][...])
-
-    def masks(tile):
-        return visible(tile, spec, key_start, bounds, (positions[0], columns[0]) if has_positions else None)
-
-    operands = (q_heads, dout_heads, k_heads, k_turned, v_heads, logs, deltas)
-    sums = (dq_sum, dk_sum.at[col], dv_sum.at[col])
     for which in (block_lists.FULL, block_lists.DIAGONAL, block_lists.PARTIAL):
-        action = functools.partial(_block, which, operands, sums, masks, spec, config, units, has_bounds)
-        when_kind(kind, which, kinds, action)
+        when_kind(kind, which, plan.kinds, functools.partial(_block, which, plan, scratch, col, seen))
 
     @pl.when(flag & block_lists.LAST != 0)
     def finish():
-        units.q.store(dq, lambda n: (dq_sum[n] * spec.scale).T.astype(dq.dtype))
+        plan.units.q.store(dq, lambda n: (scratch.dq[n] * plan.spec.scale).T.astype(dq.dtype))
 
     @pl.when(kind == block_lists.FLUSH)
     def flush():
-        for ref, total, factor in ((dk, dk_sum, spec.scale), (dv, dv_sum, 1.0)):
-            heads = [(total[col, n] * factor).T.astype(ref.dtype) for n in range(units.kv_heads)]
-            if whole:
-                whole.store(ref, heads.__getitem__)
-            else:
-                for n, head in enumerate(heads):
-                    ref[0, 0, :, n * units.kv.size : (n + 1) * units.kv.size] = head
+        _store_keys(plan, dk, scratch.dk, col, plan.spec.scale)
+        _store_keys(plan, dv, scratch.dv, col, 1.0)
+
+
+def _load_queries(plan: _Plan, scratch: _Scratch, q, dout, lse, delta, length) -> None:
+    """Head after head of a new block of queries, of which `length` exist, and nothing summed for it yet."""
+    for n in range(plan.units.q.block):
+        scratch.q[n] = _cut(plan.units.q.load(q, n).T, 1, length)
+        scratch.dout[n] = _cut(plan.units.q.load(dout, n).T, 1, length)
+        scratch.lse[n] = _cut(lse[0, 0, n : n + 1, :] * LOG2_E, 1, length)
+        scratch.delta[n] = _cut(delta[0, 0, n : n + 1, :], 1, length)
+    scratch.dq[...] = jnp.zeros_like(scratch.dq)
+
+
+def _load_keys(plan: _Plan, scratch: _Scratch, unit, k, v, length) -> None:
+    """Head after head of the keys and values of a step, of which `length` exist."""
+
+    def one(n, head):
+        keys = _cut(plan.units.kv.load(k, head), 0, length)
+        scratch.k[n] = keys
+        scratch.k_turned[n] = keys.T
+        scratch.v[n] = _cut(plan.units.kv.load(v, head), 0, length)
+
+    plan.units.each_kv(unit, one)
+
+
+def _store_keys(plan: _Plan, ref, total, col, factor: float) -> None:
+    """Writes the gradients of block `col` of keys or values, times `factor`."""
+    heads = [(total[col, n] * factor).T.astype(ref.dtype) for n in range(plan.units.kv_heads)]
+    if plan.whole:
+        plan.whole.store(ref, heads.__getitem__)
+        return
+    size = plan.units.kv.size
+    for n, head in enumerate(heads):
+        ref[0, 0, :, n * size : (n + 1) * size] = head
 
 
 def _cut(x: jax.Array, axis: int, length) -> jax.Array:
@@ -307,16 +354,16 @@ def _cut(x: jax.Array, axis: int, length) -> jax.Array:
     return jnp.where(index < length, x, 0).astype(x.dtype)
 
 
-def _block(which, operands, sums, masks, spec, config, units, has_bounds):
-    """One block of scores of every head of the unit."""
-    q_heads, dout_heads, k_heads, k_turned, v_heads, logs, deltas = operands
-    dq_sum, dk_sum, dv_sum = sums
-    order = tiles(which, config.block_q, config.block_kv, config.tile_q, config.tile_kv, has_bounds)
+def _block(which: int, plan: _Plan, scratch: _Scratch, col, seen: Callable[[Tile], jax.Array]) -> None:
+    """One block of scores, of kind `which`, of every head of the unit; `seen` masks those of a tile."""
+    spec, config, sharing = plan.spec, plan.config, plan.units.sharing
+    dk_sum, dv_sum = scratch.dk.at[col], scratch.dv.at[col]
+    order = tiles(which, config.block_q, config.block_kv, config.tile_q, config.tile_kv, plan.has_bounds)
 
     def products(tile: Tile):
-        kv = tile.head // units.sharing
-        scores = dot(k_heads[kv, tile.keys], q_heads[tile.head, :, tile.queries], (1, 0))
-        return scores, dot(v_heads[kv, tile.keys], dout_heads[tile.head, :, tile.queries], (1, 0))
+        kv = tile.head // sharing
+        scores = dot(scratch.k[kv, tile.keys], scratch.q[tile.head, :, tile.queries], (1, 0))
+        return scores, dot(scratch.v[kv, tile.keys], scratch.dout[tile.head, :, tile.queries], (1, 0))
 
     def softmax(tile: Tile, both):
         scores, dweights = both
@@ -326,23 +373,17 @@ def _block(which, operands, sums, masks, spec, config, units, has_bounds):
         else:
             scores = scores * (spec.scale * LOG2_E)
         if tile.masked:
-            scores = jnp.where(masks(tile), scores, HIDDEN)
-        weights = jnp.exp2(scores - logs[tile.head, :, tile.queries])
-        dscores = weights * (dweights - deltas[tile.head, :, tile.queries])
+            scores = jnp.where(seen(tile), scores, HIDDEN)
+        weights = jnp.exp2(scores - scratch.lse[tile.head, :, tile.queries])
+        dscores = weights * (dweights - scratch.delta[tile.head, :, tile.queries])
         if spec.soft_cap:
             dscores = dscores * (1 - bent * bent)
-        return weights.astype(q_heads.dtype), dscores.astype(q_heads.dtype)
+        return weights.astype(scratch.q.dtype), dscores.astype(scratch.q.dtype)
 
     def accumulate(tile: Tile, weights, dscores):
-        kv = tile.head // units.sharing
-        dv_sum[kv, :, tile.keys] += dot(dout_heads[tile.head, :, tile.queries], weights, (1, 1))
-        dk_sum[kv, :, tile.keys] += dot(q_heads[tile.head, :, tile.queries], dscores, (1, 1))
-        dq_sum[tile.head, :, tile.queries] += dot(k_turned[kv, :, tile.keys], dscores, (1, 0))
+        kv = tile.head // sharing
+        dv_sum[kv, :, tile.keys] += dot(scratch.dout[tile.head, :, tile.queries], weights, (1, 1))
+        dk_sum[kv, :, tile.keys] += dot(scratch.q[tile.head, :, tile.queries], dscores, (1, 1))
+        scratch.dq[tile.head, :, tile.queries] += dot(scratch.k_turned[kv, :, tile.keys], dscores, (1, 0))
 
-    together = math.gcd(config.unroll, units.q.block)
-
-    def body(i, _):
-        heads = [i * together + n for n in range(together)]
-        overlapped((dataclasses.replace(t, head=h) for h in heads for t in order), products, softmax, accumulate)
-
-    jax.lax.fori_loop(0, units.q.block // together, body, None)
+    for_each_head(plan.units.q.block, config.unroll, order, products, softmax, accumulate)

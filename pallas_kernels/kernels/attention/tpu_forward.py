@@ -6,9 +6,7 @@ matrix unit of v6e and TPU7x although heads are 128 wide. Softmax is in base 2, 
 (Dao et al. 2022, arXiv 2205.14135).
 """
 
-import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +24,9 @@ from pallas_kernels.kernels.attention.tpu_tiles import (
     Tile,
     column,
     dot,
-    overlapped,
+    for_each_head,
+    mask_inputs,
+    mask_refs,
     tiles,
     visible,
     when_kind,
@@ -109,12 +109,7 @@ def _inputs(q, k, v, blocks, positions, config, units) -> list[tuple[jax.Array, 
         (units.kv.array(k), units.kv.spec(bk, at_kv)),
         (units.kv.array(v), units.kv.spec(bk, at_kv)),
     ]
-    if blocks.bounds is not None:
-        found.append((jnp.asarray(blocks.bounds), pl.BlockSpec((1, 2, bq), along_q)))
-    if positions:
-        found.append((positions[0][:, None], pl.BlockSpec((1, 1, bq), along_q)))
-        found.append((positions[1][:, None], pl.BlockSpec((1, 1, bk), along_kv)))
-    return found
+    return found + mask_inputs(blocks.bounds, positions, bq, bk, along_q, along_kv)
 
 
 def _outputs(q, k, v, blocks, config, units) -> list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]]:
@@ -161,9 +156,7 @@ def vmem_limit() -> int:
 
 
 def _kernel(rows, cols, flags, q, k, v, *refs, spec, config, units, kinds, has_bounds, has_positions, short):
-    refs = list(refs)
-    bounds = refs.pop(0).at[0] if has_bounds else None
-    positions = [refs.pop(0).at[0], refs.pop(0).at[0]] if has_positions else None
+    bounds, positions, refs = mask_refs(refs, has_bounds, has_positions)
     out, lse, q_heads, k_heads, v_heads, maxima, sums, accumulators, *columns = refs
     unit, step = pl.program_id(0), pl.program_id(1)
     flag = flags[step]
@@ -192,26 +185,26 @@ def _kernel(rows, cols, flags, q, k, v, *refs, spec, config, units, kinds, has_b
         if has_positions:
             columns[0][...] = column(positions[1][...])
 
-    def masks(tile):
+    def seen(tile):
         return visible(tile, spec, key_start, bounds, (positions[0], columns[0]) if has_positions else None)
 
     state = (q_heads, k_heads, v_heads, maxima, sums, accumulators)
     for which in (block_lists.FULL, block_lists.DIAGONAL, block_lists.PARTIAL):
-        when_kind(kind, which, kinds, functools.partial(_block, which, state, masks, spec, config, units, has_bounds))
+        when_kind(kind, which, kinds, functools.partial(_block, which, state, seen, spec, config, units, has_bounds))
 
     @pl.when(flag & block_lists.LAST != 0)
     def finish():
         def head(n):
             total = sums[n]
-            seen = total > 0
-            log = jnp.log2(jnp.where(seen, total, 1.0)) + maxima[n]
-            lse[0, 0, n : n + 1, :] = jnp.where(seen, log / LOG2_E, -jnp.inf)
-            return (accumulators[n] * jnp.where(seen, 1 / jnp.where(seen, total, 1.0), 0.0)).T.astype(out.dtype)
+            nonzero = total > 0
+            log = jnp.log2(jnp.where(nonzero, total, 1.0)) + maxima[n]
+            lse[0, 0, n : n + 1, :] = jnp.where(nonzero, log / LOG2_E, -jnp.inf)
+            return (accumulators[n] * jnp.where(nonzero, 1 / jnp.where(nonzero, total, 1.0), 0.0)).T.astype(out.dtype)
 
         units.q.store(out, head)
 
 
-def _block(which, state, masks, spec, config, units, has_bounds):
+def _block(which, state, seen, spec, config, units, has_bounds):
     """One block of scores of every head of the unit."""
     q_heads, k_heads, v_heads, maxima, sums, accumulators = state
     order = tiles(which, config.block_q, config.block_kv, config.tile_q, config.tile_kv, has_bounds)
@@ -227,7 +220,7 @@ def _block(which, state, masks, spec, config, units, has_bounds):
         else:
             scores = scores * factor
         if tile.masked:
-            scores = jnp.where(masks(tile), scores, HIDDEN)
+            scores = jnp.where(seen(tile), scores, HIDDEN)
         before = maxima[tile.head, :, tile.queries]
         after = jnp.maximum(before, jnp.max(scores, axis=0, keepdims=True))
         weights, decay = jnp.exp2(scores - after), jnp.exp2(before - after)
@@ -240,10 +233,4 @@ def _block(which, state, masks, spec, config, units, has_bounds):
         part = dot(v_heads[tile.head // units.sharing, :, tile.keys], weights, (1, 0))
         accumulators[tile.head, :, tile.queries] = accumulators[tile.head, :, tile.queries] * decay + part
 
-    together = math.gcd(config.unroll, units.q.block)
-
-    def body(i, _):
-        heads = [i * together + n for n in range(together)]
-        overlapped((dataclasses.replace(t, head=h) for h in heads for t in order), products, softmax, accumulate)
-
-    jax.lax.fori_loop(0, units.q.block // together, body, None)
+    for_each_head(units.q.block, config.unroll, order, products, softmax, accumulate)

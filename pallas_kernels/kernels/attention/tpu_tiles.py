@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -62,6 +62,45 @@ def overlapped(work: Iterable[Tile], products: Callable[[Tile], Any], softmax: C
         if weights is not None:
             accumulate(weights[0], *weights[1])
         scores, weights = ahead, behind
+
+
+def for_each_head(heads: int, unroll: int, tiles_of_head: Iterable[Tile], products, softmax, accumulate) -> None:
+    """`overlapped` over the tiles of all heads of a unit, in one stretch for as many as `unroll` says and divides."""
+    together = math.gcd(unroll, heads)
+
+    def body(i, _):
+        these = [i * together + n for n in range(together)]
+        work = (dataclasses.replace(tile, head=head) for head in these for tile in tiles_of_head)
+        overlapped(work, products, softmax, accumulate)
+
+    jax.lax.fori_loop(0, heads // together, body, None)
+
+
+def mask_inputs(
+    bounds, positions, block_q: int, block_kv: int, along_q: Callable, along_kv: Callable
+) -> list[tuple[jax.Array, pl.BlockSpec]]:
+    """The arrays that hide scores, where there are any, and which block of them a step reads; see `mask_refs`.
+
+    Args:
+      bounds: [B, 2, T], first and last key that a query sees, or None.
+      positions: [B, T] and [B, S], or None.
+      along_q, along_kv: give the index of a step's block along the queries and along the keys.
+    """
+    found = []
+    if bounds is not None:
+        found.append((jnp.asarray(bounds), pl.BlockSpec((1, 2, block_q), along_q)))
+    if positions is not None:
+        found.append((positions[0][:, None], pl.BlockSpec((1, 1, block_q), along_q)))
+        found.append((positions[1][:, None], pl.BlockSpec((1, 1, block_kv), along_kv)))
+    return found
+
+
+def mask_refs(refs: Sequence[Any], has_bounds: bool, has_positions: bool) -> tuple[Any, tuple[Any, Any] | None, list]:
+    """(bounds, positions, the rest) of references that begin with those of `mask_inputs`; None where they are not."""
+    refs = list(refs)
+    bounds = refs.pop(0).at[0] if has_bounds else None
+    positions = (refs.pop(0).at[0], refs.pop(0).at[0]) if has_positions else None
+    return bounds, positions, refs
 
 
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
