@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bar
 
 from davinci_jax.curation.inputs import Plan
+from davinci_jax.curation.tasks import read_counts
 
 if TYPE_CHECKING:
     from davinci_jax.curation.corpus import CorpusOperation
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from davinci_jax.experiment.curation import CuratedSource
 
 _SECONDS = 0.5
+_LINE_SECONDS = 60.0  # where the console is no terminal
 
 
 def show_prepared(prepared: Prepared, whole: Sequence[bool], console: Console) -> None:
@@ -55,7 +58,7 @@ def show_waiting(
 
 
 class Progress:
-    """A bar that follows the files of a work until the block ends; nothing where the console is no terminal.
+    """A bar that follows the files of a work until the block ends; where the console is no terminal, a line a minute.
 
     Args:
       console: where it is shown.
@@ -73,30 +76,43 @@ class Progress:
             TimeRemainingColumn(),
         )
         self._work, self._size = work, max(1, plan.bytes // len(plan.tasks))
+        self._console, self._title = console, f"{source}: {_short(work.title)}"
+        self._done: dict[int, int] = {}  # documents of the tasks that are done
         self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task(f"{source}: {_short(work.title)}", total=work.tasks, note="")
+        self._task = self._bar.add_task(self._title, total=work.tasks, note="")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> Progress:
         self._bar.start()
-        if not self._bar.disable:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        if not self._bar.disable:
-            self._thread.join()
+        self._thread.join()
         self._bar.stop()
 
     def _follow(self) -> None:
-        while not self._stop.wait(_SECONDS):
+        started = time.monotonic()
+        while not self._stop.wait(_LINE_SECONDS if self._bar.disable else _SECONDS):
             marks = self._work.logs / "completions"
-            done = sum(1 for _ in marks.iterdir()) if marks.is_dir() else 0
+            done = [int(mark.name) for mark in marks.iterdir()] if marks.is_dir() else []
             parts, documents = self._running()
-            note = f"{done:,} of {self._work.tasks:,} tasks" + (f", {documents:,} documents" if documents else "")
-            self._bar.update(self._task, completed=done + parts, note=note)
+            documents += sum(map(self._documents, done))
+            note = f"{len(done):,} of {self._work.tasks:,} tasks" + (f", {documents:,} documents" if documents else "")
+            if self._bar.disable:
+                line = f"{self._title}  {note}, {(time.monotonic() - started) / 60:,.0f} min"
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._bar.update(self._task, completed=len(done) + parts, note=note)
+
+    def _documents(self, task: int) -> int:
+        """Returns the documents of a task that is done."""
+        if task not in self._done:
+            counts = read_counts(self._work.paths, task) if self._work.paths else None
+            steps = counts["steps"] if counts else ()
+            self._done[task] = steps[-1]["documents_out"] if steps else 0
+        return self._done[task]
 
     def _running(self) -> tuple[float, int]:
         """Returns the shares of the tasks at work that are done, added up, and their documents so far."""
