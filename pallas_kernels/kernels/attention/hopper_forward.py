@@ -8,7 +8,7 @@ products, so that the softmax of one hides behind the products of the other.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -82,77 +82,107 @@ def _scratch(plan: _Plan, dtype):
 
 
 def _kernel(q, k, v, ranges, first, last, *refs, plan: _Plan, smem, barriers, imitations):
-    limits, (out, lse) = (first, last, *refs[:-2]), refs[-2:]
+    *positions, out, lse = refs
     warpgroup = lax.axis_index("wg")
-    # Late rows of queries see most keys when causal: they go first, so that short blocks fill the gaps at the end.
-    block = lax.axis_index("block")
-    rest, head = lax.div(block, plan.heads), lax.rem(block, plan.heads)
-    batch, tile = lax.div(rest, plan.q_tiles), lax.rem(rest, plan.q_tiles)
-    tile = plan.q_tiles - 1 - tile if plan.spec.causal else tile
-    start, full_start, full_end, end = (ranges[device.shared(ranges, batch), tile, i] for i in range(4))
-    end = jnp.maximum(end, start + 1)  # a masked tile where there is none: rows that see nothing need no other path
+    block = _Block.current(plan, ranges)
 
     @pl.when(warpgroup == LOADER)
     def _():
         plgpu.set_max_registers(24, action="decrease")
-        group = lax.div(head, plan.heads_per_group)
-
-        def load(step, _):
-            slot = lax.rem(step, plan.stages)
-            window = (batch, pl.ds((start + step) * plan.block_kv, plan.block_kv), group)
-            for name, source in (("k", k), ("v", v)):
-                device.wait_if(step >= plan.stages, barriers[name + "_free"].at[slot])
-                plgpu.copy_gmem_to_smem(source.at[window], smem[name].at[slot], barriers[name].at[slot])
-
-        lax.fori_loop(0, end - start, load, None)
-
-        # Every arrival is observed, also those that nothing waits for any more.
-        def drain(step, _):
-            slot = lax.rem(step, plan.stages)
-            plgpu.barrier_wait(barriers["k_free"].at[slot])
-            plgpu.barrier_wait(barriers["v_free"].at[slot])
-
-        lax.fori_loop(jnp.maximum(end - start - plan.stages, 0), end - start, drain, None)
+        _load_keys(block, k, v, smem, barriers)
 
     @pl.when(warpgroup < WARPGROUPS)
     def _():
         plgpu.set_max_registers(240, action="increase")
-        rows = (batch, pl.ds(tile * BLOCK_Q + warpgroup * ROWS, ROWS), head)
+        rows = (block.batch, pl.ds(block.tile * BLOCK_Q + warpgroup * ROWS, ROWS), block.head)
         own = {name: smem[name].at[warpgroup] for name in ("q", "lse")}
         plgpu.copy_gmem_to_smem(q.at[rows], own["q"], barriers["q"].at[warpgroup])
-        mask = device.Mask(limits, batch, rows[1], (ROWS, plan.block_kv), queries_along=0)
+        mask = device.Mask((first, last, *positions), block.batch, rows[1], (ROWS, plan.block_kv), queries_along=0)
         plgpu.barrier_wait(barriers["q"].at[warpgroup])
-
-        def visible(scores, index):
-            scores = device.capped(scores, plan.spec)
-            whole = (index >= full_start) & (index < full_end)
-            return lax.cond(whole, lambda x: x, lambda x: mask(x, index * plan.block_kv, -jnp.inf), scores)
-
-        worker = _Worker(plan, own["q"], smem, barriers, imitations, warpgroup, visible)
-        result, log_sum = worker.attend(start, end)
+        worker = _Worker(block, mask, own["q"], smem, barriers, imitations, warpgroup)
+        result, log_sum = worker.attend()
         own["q"][...] = result.astype(out.dtype)
         own["lse"][...] = log_sum
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(own["q"], out.at[rows])
-        plgpu.copy_smem_to_gmem(own["lse"], lse.at[batch, head, rows[1]])
+        plgpu.copy_smem_to_gmem(own["lse"], lse.at[block.batch, block.head, rows[1]])
         plgpu.wait_smem_to_gmem(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """What one block works on: a tile of queries of one head, and the keys that any of them sees.
+
+    Attributes:
+      batch, head, tile: of the queries.
+      start, end: tiles of keys that some of the queries see, at least one.
+      full_start, full_end: those among them that all of the queries see.
+    """
+
+    plan: _Plan
+    batch: jax.Array
+    head: jax.Array
+    tile: jax.Array
+    start: jax.Array
+    full_start: jax.Array
+    full_end: jax.Array
+    end: jax.Array
+
+    @classmethod
+    def current(cls, plan: _Plan, ranges) -> Self:
+        """The block that this program runs for; `ranges` as `hopper_ranges.tile_ranges` gives them."""
+        # Late rows of queries see most keys when causal: they go first, so that short blocks fill the gaps at the end.
+        block = lax.axis_index("block")
+        rest, head = lax.div(block, plan.heads), lax.rem(block, plan.heads)
+        batch, tile = lax.div(rest, plan.q_tiles), lax.rem(rest, plan.q_tiles)
+        tile = plan.q_tiles - 1 - tile if plan.spec.causal else tile
+        start, full_start, full_end, end = (ranges[device.shared(ranges, batch), tile, i] for i in range(4))
+        end = jnp.maximum(end, start + 1)  # a masked tile where there is none: blind rows need no path of their own
+        return cls(plan, batch, head, tile, start, full_start, full_end, end)
+
+
+def _load_keys(block: _Block, k, v, smem, barriers) -> None:
+    """Copies tiles of keys and of values, ahead of the warpgroups that compute."""
+    plan, start, end = block.plan, block.start, block.end
+    group = lax.div(block.head, plan.heads_per_group)
+
+    def load(step, _):
+        slot = lax.rem(step, plan.stages)
+        window = (block.batch, pl.ds((start + step) * plan.block_kv, plan.block_kv), group)
+        for name, source in (("k", k), ("v", v)):
+            device.wait_if(step >= plan.stages, barriers[name + "_free"].at[slot])
+            plgpu.copy_gmem_to_smem(source.at[window], smem[name].at[slot], barriers[name].at[slot])
+
+    lax.fori_loop(0, end - start, load, None)
+
+    # Every arrival is observed, also those that nothing waits for any more.
+    def drain(step, _):
+        slot = lax.rem(step, plan.stages)
+        plgpu.barrier_wait(barriers["k_free"].at[slot])
+        plgpu.barrier_wait(barriers["v_free"].at[slot])
+
+    lax.fori_loop(jnp.maximum(end - start - plan.stages, 0), end - start, drain, None)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Worker:
     """One of the two warpgroups that compute."""
 
-    plan: _Plan
+    block: _Block
+    mask: device.Mask
     q: Any
     smem: dict[str, Any]
     barriers: dict[str, Any]
     imitations: Sequence[Any]
     warpgroup: jax.Array
-    visible: Callable[[jax.Array, jax.Array], jax.Array]
 
-    def attend(self, start: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Attention over the tiles of keys from `start` to `end`, at least one: the output and the log-sum-exp."""
-        turn = self.barriers["turn"]
+    @property
+    def plan(self) -> _Plan:
+        return self.block.plan
+
+    def attend(self) -> tuple[jax.Array, jax.Array]:
+        """Attention over the block's tiles of keys: the output and the log-sum-exp."""
+        start, end, turn = self.block.start, self.block.end, self.barriers["turn"]
 
         @pl.when(self.warpgroup == 1)
         def _():
@@ -162,12 +192,12 @@ class _Worker:
             scores = self._scores(0, lambda: None, in_flight=0)
             lowest = device.full((ROWS,), -jnp.inf, reduced=1)
             nothing = device.full((ROWS,), 0.0, reduced=1)
-            p, top, total, _ = self._softmax(self.visible(scores, start), lowest, nothing)
+            p, top, total, _ = self._softmax(self._visible(scores, start), lowest, nothing)
 
             def step(i, carry):
                 p, top, total = carry
                 scores = self._scores(i, lambda: self._add_values(out, p, i - 1), in_flight=1)
-                p, top, total, rescale = self._softmax(self.visible(scores, start + i), top, total)
+                p, top, total, rescale = self._softmax(self._visible(scores, start + i), top, total)
                 value = out.read()
                 self._release("v", i - 1)
                 out.set(value * device.rows(rescale, value.shape))
@@ -208,6 +238,13 @@ class _Worker:
         scores = device.accumulators(start, [shape], self.imitations[1:], self.warpgroup)
         self._release("k", i)
         return scores
+
+    def _visible(self, scores: jax.Array, index: jax.Array) -> jax.Array:
+        """Soft-capped scores of a tile of keys, -inf where a query does not see a key."""
+        block = self.block
+        scores = device.capped(scores, self.plan.spec)
+        whole = (index >= block.full_start) & (index < block.full_end)
+        return lax.cond(whole, lambda x: x, lambda x: self.mask(x, index * self.plan.block_kv, -jnp.inf), scores)
 
     def _add_values(self, out, p: jax.Array, i: jax.Array) -> None:
         slot = lax.rem(i, self.plan.stages)
