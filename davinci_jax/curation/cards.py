@@ -78,6 +78,14 @@ def show_tokens(tokens: float | None) -> str:
     return f"{tokens:,.0f}"
 
 
+def show_bytes(size: float) -> str:
+    """Returns a size with the unit that it has a digit before the point of: 12 B, 3.4 kB, 1.3 GB."""
+    for unit_size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit_size:
+            return f"{size / unit_size:.1f} {unit}"
+    return f"{size:,.0f} B"
+
+
 def show_stages(stages: list[str] | tuple[str, ...] | None) -> str:
     """Returns the stages that draw from a source; none at all means that it only lies in the pool."""
     return "all" if stages is None else ", ".join(stages) or "pool only"

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from davinci_jax.curation.cards import read_cards, show_stages, show_tokens
+from davinci_jax.curation.cards import read_cards, show_bytes, show_stages, show_tokens
 from davinci_jax.curation.documents import CURATED
 from davinci_jax.curation.funnel import read_card, read_funnel, read_samples
 from davinci_jax.experiment import CuratedSource, CurationConfig
@@ -43,6 +43,7 @@ def write_report(config: CurationConfig) -> pathlib.Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"bytes": show_bytes, "tokens": show_tokens}
     cards = read_cards(config)
     stages = stage_names(config)
     page = environment.get_template("report.html").render(

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from davinci_jax.cli import main
-from davinci_jax.curation.cards import print_cards, read_cards, show_stages, show_tokens
+from davinci_jax.curation.cards import print_cards, read_cards, show_bytes, show_stages, show_tokens
 from davinci_jax.curation.documents import read_documents
 from davinci_jax.curation.funnel import show_funnel
 from davinci_jax.curation.origin import find_origin
@@ -97,15 +97,16 @@ def test_the_report_shows_tokens_in_and_out_and_failures(made, tmp_path):
     shutil.copytree(config.root, tmp_path / "out", symlinks=True)
     file = tmp_path / "out/curated/web/current/funnel.json"
     funnel = json.loads(file.read_text())
-    funnel["steps"][-1] |= {"tokens_in": 7_650_000, "tokens_out": 4_320_000, "rejected": 5_678, "failed": 1_234}
+    funnel["steps"][-1] |= {"tokens_in": 7_650_000, "tokens_out": 432, "rejected": 5_678, "failed": 1_234}
+    funnel["steps"][-1] |= {"bytes_in": 34_500_000, "bytes_out": 1_729}
     file.write_text(json.dumps(funnel))
     config = dataclasses.replace(config, root=str(tmp_path / "out"), sources=config.sources[:1])
     table = write_report(config).read_text().split('id="source-web"')[1]
     row = next(row for row in table.split("<tr>") if "drop-short" in row)
     cells = re.findall('<td class="n">([^<]*)</td>', row)
-    assert cells[4:8] == ["7.65", "4.32", "5,678", "1,234"]
+    assert cells[2:8] == ["34.5 MB", "1.7 kB", "7.65 M", "432", "5,678", "1,234"]
     heads = re.findall("<th[^>]*>([^<]*)</th>", table.split("</tr>")[0])
-    assert heads[6:10] == ["M tokens in", "out", "Rejected", "of these failed"]
+    assert heads[4:10] == ["Bytes in", "out", "Tokens in", "out", "Rejected", "of these failed"]
 
 
 def test_the_report_is_one_file_whose_text_is_only_text(made):
@@ -287,6 +288,7 @@ def test_cards_say_what_table_2_says(made, capsys, tmp_path):
     experiment = load_config("configs/davinci_3b.py")
     assert sorted(cards) == sorted(source.name for source in experiment.data.sources)
     assert show_tokens(cards["nemotron-cc-v1"]["tokens"]) == "4.28 T"
+    assert [show_bytes(size) for size in (0, 999, 1e4, 7.6e9)] == ["0 B", "999 B", "10.0 kB", "7.6 GB"]
     assert show_stages(cards["nemotron-cc-v1-synthetic-qa"]["stages"]) == "pool only"
 
 
