@@ -127,37 +127,17 @@ def block_list(
     batch, queries = first.shape
     first, last = first - np.int32(key_offset), last - np.int32(key_offset)
     rows, cols = math.ceil(queries / block_q), math.ceil(keys / block_kv)
-    starts = np.arange(cols, dtype=np.int32) * block_kv
-    ends = starts + np.int32(block_kv - 1)  # beyond the keys in a short last block, which thereby is never full
-
-    def extremes(x, size):
-        return (_reduce(xp, x, size, "min")[..., None], _reduce(xp, x, size, "max")[..., None])
-
-    (first_min, first_max), (last_min, last_max) = extremes(first, block_q), extremes(last, block_q)
-    visible = (first_min <= ends) & (last_max >= starts) & (first_min <= last_max)
-    full = (first_max <= starts) & (last_min >= ends)
-    if q_positions is not None:
-        q_low, q_high = extremes(q_positions, block_q)
-        k_low, k_high = (x.swapaxes(1, 2) for x in extremes(kv_positions, block_kv))
-        left, right = spec.window or (-1, -1)
-        ahead = ([0] if spec.causal else []) + ([right] if right >= 0 else [])
-        for reach in ahead:
-            visible &= k_low <= q_high + reach
-            full &= k_high <= q_low + reach
-        if left >= 0:
-            visible &= k_high >= q_low - left
-            full &= k_low >= q_high - left
-    full &= visible
-
+    positions = None if q_positions is None else (q_positions, kv_positions)
+    visible, full = _visible_blocks(xp, spec, first, last, cols, block_q, block_kv, positions)
+    order = np.arange(cols, dtype=np.int32)
     kind = xp.where(full, FULL, xp.where(visible, PARTIAL, EMPTY)).astype(np.int32)
     if spec.causal and q_positions is None and block_q == block_kv:
-        on_diagonal = np.arange(rows)[:, None] * block_q == key_offset + starts
+        on_diagonal = np.arange(rows)[:, None] * block_q == key_offset + order * block_kv
         kind = xp.where((kind == PARTIAL) & on_diagonal, DIAGONAL, kind)
     kinds = frozenset(np.unique(kind).tolist()) if static else frozenset({EMPTY, FULL, DIAGONAL, PARTIAL})
 
     # A block of queries with nothing visible computes its first block of keys as EMPTY.
-    keep = visible | (~visible.any(axis=2, keepdims=True) & (np.arange(cols) == 0))
-    order = np.arange(cols, dtype=np.int32)
+    keep = visible | (~visible.any(axis=2, keepdims=True) & (order == 0))
     lowest = xp.min(xp.where(keep, order, cols), axis=2, keepdims=True)
     highest = xp.max(xp.where(keep, order, -1), axis=2, keepdims=True)
     flags = kind + xp.where(order == lowest, FIRST, 0) + xp.where(order == highest, LAST, 0)
@@ -171,6 +151,33 @@ def block_list(
     height = rows + flush
     limit = _most(spec, batch, rows, cols, block_q, block_kv, key_offset, q_positions) + batch * cols * flush
     return _compact(xp, flags, keep, height, limit, kinds, _bounds(xp, first, last, kinds, static, spec))
+
+
+def _visible_blocks(
+    xp, spec: AttentionSpec, first, last, cols: int, block_q: int, block_kv: int, positions
+) -> tuple[Array, Array]:
+    """Blocks with something visible, and those with nothing hidden, [B, blocks of queries, blocks of keys] bool."""
+    starts = np.arange(cols, dtype=np.int32) * block_kv
+    ends = starts + np.int32(block_kv - 1)  # beyond the keys in a short last block, which thereby is never full
+
+    def extremes(x, size):
+        return (_reduce(xp, x, size, "min")[..., None], _reduce(xp, x, size, "max")[..., None])
+
+    (first_min, first_max), (last_min, last_max) = extremes(first, block_q), extremes(last, block_q)
+    visible = (first_min <= ends) & (last_max >= starts) & (first_min <= last_max)
+    full = (first_max <= starts) & (last_min >= ends)
+    if positions is not None:
+        q_low, q_high = extremes(positions[0], block_q)
+        k_low, k_high = (x.swapaxes(1, 2) for x in extremes(positions[1], block_kv))
+        left, right = spec.window or (-1, -1)
+        ahead = ([0] if spec.causal else []) + ([right] if right >= 0 else [])
+        for reach in ahead:
+            visible &= k_low <= q_high + reach
+            full &= k_high <= q_low + reach
+        if left >= 0:
+            visible &= k_high >= q_low - left
+            full &= k_low >= q_high - left
+    return visible, full & visible
 
 
 def _reduce(xp, x, size: int, how: str):
