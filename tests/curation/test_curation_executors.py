@@ -10,6 +10,7 @@ import pytest
 from curated_corpus import content, run, write_config, write_corpus
 from rich.console import Console
 
+from davinci_jax.curation import executors
 from davinci_jax.curation.run import curate
 from davinci_jax.errors import DataError
 from davinci_jax.experiment.curation import CuratedSource, CurationConfig, Input, Slurm, Step
@@ -33,7 +34,8 @@ def reference(raw, tmp_path_factory):
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
-def test_the_number_of_workers_changes_nothing(raw, tmp_path, reference, workers):
+def test_the_number_of_workers_changes_nothing(raw, tmp_path, reference, workers, monkeypatch):
+    monkeypatch.setattr(executors, "_WORKER_BYTES", 1)  # as much as there is to read here would get one
     assert content(run(write_config(tmp_path, raw, "many", f"workers={workers}")).folder) == reference
 
 
@@ -147,7 +149,8 @@ def test_what_squeue_cannot_tell(tmp_path, slurm, trouble, ended):
             told(config)
 
 
-def test_a_task_that_fails_in_another_process_is_told(raw, tmp_path):
+def test_a_task_that_fails_in_another_process_is_told(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "_WORKER_BYTES", 1)
     file = write_config(tmp_path, raw, "broken", "workers=2")
     text = file.read_text().replace('Step("near-duplicates")', 'Step("decontaminate", benchmarks=("nothing",))')
     file.write_text(text)

@@ -11,6 +11,8 @@ import time
 import pytest
 from curated_corpus import content, run, write_config, write_corpus
 
+from davinci_jax.curation import executors
+
 pytestmark = pytest.mark.slow
 
 
@@ -19,9 +21,18 @@ def raw(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("raw"))
 
 
-def start(file, stdout=subprocess.DEVNULL, program=("-m", "davinci_jax.cli", "curate")):
+@pytest.fixture
+def pool(monkeypatch):
+    """Has runs in this process use a pool, too."""
+    monkeypatch.setattr(executors, "_WORKER_BYTES", 1)
+
+
+POOLED = pathlib.Path(__file__).with_name("pooled_curate.py")
+
+
+def start(file, stdout=subprocess.DEVNULL, program=POOLED):
     return subprocess.Popen(
-        [sys.executable, *program, str(file)],
+        [sys.executable, str(program), str(file)],
         stdout=stdout,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -61,19 +72,20 @@ def test_a_killed_run_continues(raw, tmp_path):
     assert run(write_config(tmp_path, raw, "killed")).built is False
 
 
-def test_a_relaunch_repeats_no_task_that_is_done(raw, tmp_path):
-    file = write_config(tmp_path, raw, "later")
+def test_a_relaunch_repeats_no_task_that_is_done(raw, tmp_path, pool):
+    file = write_config(tmp_path, raw, "later", "workers=2")
     process = start(file)
     try:
         deadline = time.monotonic() + 50
         while len(done := set((tmp_path / "later/curated/s").glob("*/counts/*.json"))) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        assert len(members(process.pid)) > 3  # the command and two workers, and what starts those
     finally:
         kill(process.pid)
         process.communicate()
     before = {file: file.stat().st_mtime_ns for file in done}
-    run(write_config(tmp_path, raw, "later", "workers=2"))
+    run(write_config(tmp_path, raw, "later", "workers=3"))
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
@@ -98,29 +110,22 @@ def all_ended(group, seconds=10):
     return False
 
 
-def hearing(group, number):
-    """The processes of a group that a signal reaches: neither held back nor ignored."""
-    found = set()
+def members(group):
+    """The processes of a group, each with what the kernel tells of it."""
+    found = {}
     for file in pathlib.Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError):  # ended since
             if os.getpgid(int(file.parent.name)) == group:
-                told = dict(line.split(":\t", 1) for line in file.read_text().splitlines() if ":\t" in line)
-                if not (int(told["SigBlk"], 16) | int(told["SigIgn"], 16)) >> (number - 1) & 1:
-                    found.add(int(file.parent.name))
+                found[int(file.parent.name)] = dict(
+                    line.split(":\t", 1) for line in file.read_text().splitlines() if ":\t" in line
+                )
     return found
 
 
-# `davinci curate` with a pool of processes for as little as there is to read here.
-POOLED = """
-import sys
-
-from davinci_jax.cli import main
-from davinci_jax.curation import executors
-
-if __name__ == "__main__":
-    executors._WORKER_BYTES = 1
-    sys.exit(main(["curate", sys.argv[1]]))
-"""
+def hearing(group, number):
+    """The processes of a group that a signal reaches: neither held back nor ignored."""
+    masks = {process: int(told["SigBlk"], 16) | int(told["SigIgn"], 16) for process, told in members(group).items()}
+    return {process for process, mask in masks.items() if not mask >> (number - 1) & 1}
 
 
 # Ctrl-C of a terminal goes to all processes, SIGTERM of a scheduler often to the first alone.
@@ -131,8 +136,7 @@ if __name__ == "__main__":
 def test_a_run_that_is_told_to_stop_leaves_nobody_behind_and_continues(raw, tmp_path, workers, send, number):
     reference = content(run(write_config(tmp_path, raw, "whole")).folder)
     file = write_config(tmp_path, raw, "stopped", f"workers={workers}")
-    (tmp_path / "pooled.py").write_text(POOLED)
-    process = start(file, stdout=subprocess.PIPE, program=(str(tmp_path / "pooled.py"),))
+    process = start(file, stdout=subprocess.PIPE)
     try:
         wait_for("curated/s/*/progress/*", tmp_path / "stopped")
         assert hearing(process.pid, signal.SIGINT) == {process.pid}  # workers are stopped by it
@@ -185,7 +189,7 @@ def test_a_signal_waits_for_the_end_of_a_document_and_a_second_one_does_not(raw,
     (tmp_path / "deaf.py").write_text(DEAF)
     file = write_config(tmp_path, raw, "stopped")
     file.write_text(file.read_text().replace(", characters=200", ""))
-    process = start(file, program=(str(tmp_path / "deaf.py"),))
+    process = start(file, program=tmp_path / "deaf.py")
     try:
         wait_for("*.at", tmp_path)
         began = time.monotonic()
