@@ -92,7 +92,7 @@ class C4Quality:
             start = after - len(whole.lstrip())
             kept.append((start, start + len(stripped), line))
         if sentences < self.min_sentences:
-            return [], "too_few_sentences"
+            return [], f"too_few_sentences: {sentences}, below {self.min_sentences}"
         return kept, ""
 
     def _line(self, line: str, words: list[str]) -> str | None:

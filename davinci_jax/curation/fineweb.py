@@ -8,7 +8,7 @@ import itertools
 import operator
 
 from davinci_jax.curation.documents import Document
-from davinci_jax.curation.gopher import WordRule, repeated
+from davinci_jax.curation.gopher import WordRule, above, below, repeated
 from davinci_jax.curation.words import word_tokeniser
 
 _LAST = operator.itemgetter(-1)
@@ -40,19 +40,22 @@ class FineWebQuality(WordRule):
         lines = list(itertools.filterfalse(str.isspace, filter(None, text.split("\n"))))
         if not lines:
             return "empty"
-        if sum(map(_final_marks().__contains__, map(_LAST, lines))) / len(lines) < self.min_final_marks:
-            return "line_punct_ratio"
-        if sum(map(self.short_line.__ge__, map(len, lines))) / len(lines) > self.max_short_lines:
-            return "short_line_ratio"
+        ended = sum(map(_final_marks().__contains__, map(_LAST, lines))) / len(lines)
+        if found := below("line_punct_ratio", ended, self.min_final_marks):
+            return found
+        short = sum(map(self.short_line.__ge__, map(len, lines))) / len(lines)
+        if found := above("short_line_ratio", short, self.max_short_lines):
+            return found
         newlines = text.count("\n")
-        if repeated(lines)[1] / (len(text) - newlines) > self.max_repeated_characters:
-            return "char_dup_ratio"
+        repeated_share = repeated(lines)[1] / (len(text) - newlines)
+        if found := above("char_dup_ratio", repeated_share, self.max_repeated_characters):
+            return found
         tokeniser = word_tokeniser(self.tokeniser)
         # Most texts have words enough even if every stretch between blanks is no more than one.
         least = tokeniser.least_words(text)
         if least and newlines / least <= self.max_newlines:
             return None
-        return "list_ratio" if newlines / len(tokeniser.ids(text)) > self.max_newlines else None
+        return above("list_ratio", newlines / len(tokeniser.ids(text)), self.max_newlines)
 
 
 @functools.cache

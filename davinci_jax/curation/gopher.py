@@ -1,7 +1,8 @@
 """L2: the repetition and quality rules of Gopher (Rae et al. 2021, arXiv 2112.11446, table A1 and section A.1.1).
 
-Decisions and reasons are those of datatrove's filters with the same word tokeniser; n-grams are counted as 64-bit
-hashes in NumPy, so two different n-grams of one document are taken for the same with probability below 2^-40.
+Decisions and reasons (up to the colon) are those of datatrove's filters with the same word tokeniser; n-grams are
+counted as 64-bit hashes in NumPy, so two different n-grams of one document are taken for the same with probability
+below 2^-40.
 """
 
 from __future__ import annotations
@@ -59,27 +60,27 @@ class GopherRepetition(WordRule):
             return "empty"
         paragraphs = split_paragraphs(text.strip())
         count, characters = repeated(paragraphs)
-        if count / len(paragraphs) > self.duplicate_paragraphs:
-            return "dup_para_frac"
-        if characters / len(text) > self.duplicate_paragraph_characters:
-            return "dup_para_char_frac"
+        found = above("dup_para_frac", count / len(paragraphs), self.duplicate_paragraphs)
+        if found := found or above("dup_para_char_frac", characters / len(text), self.duplicate_paragraph_characters):
+            return found
         lines = split_lines(text)
         count, characters = repeated(lines)
-        if count / len(lines) > self.duplicate_lines:
-            return "dup_line_frac"
-        if characters / len(text) > self.duplicate_line_characters:
-            return "dup_line_char_frac"
-        return self._ngrams(text)
+        return (
+            above("dup_line_frac", count / len(lines), self.duplicate_lines)
+            or above("dup_line_char_frac", characters / len(text), self.duplicate_line_characters)
+            or self._ngrams(text)
+        )
 
     def _ngrams(self, text: str) -> str | None:
         tokeniser = word_tokeniser(self.tokeniser)
         ngrams = NGrams(tokeniser.ids(text), tokeniser.vocabulary)
         for n, share in enumerate(self.top_ngrams, 2):
-            if ngrams.top_characters(n, share * len(text)) / len(text) > share:
-                return f"top_{n}_gram"
+            if found := above(f"top_{n}_gram", ngrams.top_characters(n, share * len(text)) / len(text), share):
+                return found
         for n, share in enumerate(self.duplicate_ngrams, 5):
-            if ngrams.repeated_characters(n, share * len(text)) / len(text) > share:
-                return f"duplicated_{n}_n_grams"
+            characters = ngrams.repeated_characters(n, share * len(text))
+            if found := above(f"duplicated_{n}_n_grams", characters / len(text), share):
+                return found
         return None
 
 
@@ -114,35 +115,34 @@ class GopherQuality(WordRule):
         tokeniser = word_tokeniser(self.tokeniser)
         ids, vocabulary = tokeniser.ids(text), tokeniser.vocabulary
         lengths = vocabulary.length[ids[~vocabulary.is_symbol[ids]]]
-        if len(lengths) < max(self.min_words, 1):
-            return "gopher_short_doc"
-        if len(lengths) > self.max_words:
-            return "gopher_long_doc"
-        if lengths.mean() < self.min_word_length:
-            return "gopher_below_avg_threshold"
-        if lengths.mean() > self.max_word_length:
-            return "gopher_above_avg_threshold"
-        if text.count("#") / len(ids) > self.max_symbols:
-            return "gopher_too_many_hashes"
-        if (text.count("...") + text.count("…")) / len(ids) > self.max_symbols:
-            return "gopher_too_many_ellipsis"
-        return self._lines(text) or self._words(ids, vocabulary)
+        if found := below("gopher_short_doc", len(lengths), max(self.min_words, 1)):
+            return found
+        ellipses = text.count("...") + text.count("…")
+        return (
+            above("gopher_long_doc", len(lengths), self.max_words)
+            or below("gopher_below_avg_threshold", lengths.mean(), self.min_word_length)
+            or above("gopher_above_avg_threshold", lengths.mean(), self.max_word_length)
+            or above("gopher_too_many_hashes", text.count("#") / len(ids), self.max_symbols)
+            or above("gopher_too_many_ellipsis", ellipses / len(ids), self.max_symbols)
+            or self._lines(text)
+            or self._words(ids, vocabulary)
+        )
 
     def _lines(self, text: str) -> str | None:
         lines = text.splitlines()
-        if sum(line.lstrip().startswith(("•", "-")) for line in lines) / len(lines) > self.max_bullets:
-            return "gopher_too_many_bullets"
-        if sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines) > self.max_ellipses:
-            return "gopher_too_many_end_ellipsis"
-        return None
+        bullets = sum(line.lstrip().startswith(("•", "-")) for line in lines)
+        ellipses = sum(line.rstrip().endswith(("...", "…")) for line in lines)
+        return above("gopher_too_many_bullets", bullets / len(lines), self.max_bullets) or above(
+            "gopher_too_many_end_ellipsis", ellipses / len(lines), self.max_ellipses
+        )
 
     def _words(self, ids: np.ndarray, vocabulary: Vocabulary) -> str | None:
-        if np.count_nonzero(vocabulary.has_letter[ids]) / len(ids) < self.min_alphabetic:
-            return "gopher_below_alpha_threshold"
+        alphabetic = np.count_nonzero(vocabulary.has_letter[ids]) / len(ids)
+        if found := below("gopher_below_alpha_threshold", alphabetic, self.min_alphabetic):
+            return found
         stop_words = [row for word in STOP_WORDS if (row := vocabulary.find(word)) is not None]
-        if sum(bool((ids == row).any()) for row in stop_words) < self.min_stop_words:
-            return "gopher_enough_stop_words"
-        return None
+        different = sum(bool((ids == row).any()) for row in stop_words)
+        return below("gopher_enough_stop_words", different, self.min_stop_words)
 
 
 class NGrams:
@@ -217,6 +217,20 @@ class NGrams:
             shorter = self._joined_codes(n - 1)[: max(len(self._codes) - n + 1, 0)]
             self._joined[n] = shorter * self._powers[n - 1 :] + self._codes[n - 1 :]
         return self._joined[n]
+
+
+def above(name: str, value: float, bound: float) -> str | None:
+    """Returns the reason of a document with a value above a bound, `None` where it is not."""
+    return f"{name}: {_number(value)}, above {_number(bound)}" if value > bound else None
+
+
+def below(name: str, value: float, bound: float) -> str | None:
+    """Returns the reason of a document with a value below a bound, `None` where it is not."""
+    return f"{name}: {_number(value)}, below {_number(bound)}" if value < bound else None
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def split_paragraphs(text: str) -> list[str]:

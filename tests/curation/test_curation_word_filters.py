@@ -106,7 +106,7 @@ def ours(rule, text):
     why, out = [], []
     for document in rule.apply(iter([Document(id="d", text=text)]), lambda document, reason: why.append(reason)):
         out.append(document.text)
-    return why[0] if why else None, out[0] if out else None
+    return why[0].split(":")[0] if why else None, out[0] if out else None  # the numbers are ours alone
 
 
 def theirs(filter_, text):
@@ -167,6 +167,22 @@ def test_thresholds_move_the_decision():
     repeated = "\n".join([*varied(40), *[varied(1)[0]] * 5])
     assert ours(GopherRepetition(), repeated)[0] is None
     assert ours(GopherRepetition(duplicate_lines=0.05), repeated)[0] == "dup_line_frac"
+
+
+def test_reasons_have_the_number_and_its_bound():
+    def why(rule, text):
+        reasons = []
+        list(rule.apply(iter([Document(id="d", text=text)]), lambda document, reason: reasons.append(reason)))
+        return reasons[0]
+
+    text = "\n".join(varied(40))
+    assert why(GopherQuality(), "word " * 40) == "gopher_short_doc: 40, below 50"
+    assert (
+        why(GopherQuality(max_word_length=3.5), " ".join(["four"] * 60)) == "gopher_above_avg_threshold: 4, above 3.5"
+    )
+    assert why(GopherRepetition(), "a line\na line\nanother") == "dup_line_frac: 0.3333, above 0.3"
+    assert why(FineWebQuality(min_final_marks=1.01), text) == "line_punct_ratio: 1, below 1.01"
+    assert why(C4Quality(min_sentences=1_000), text) == "too_few_sentences: 40, below 1000"
 
 
 def test_brackets_may_stay_where_text_is_about_programs():
