@@ -546,6 +546,7 @@ def result(tmp_path):
     return tmp_path / "root/curated/first/current/documents", source, second, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "line", "gone"])
 def test_a_damaged_file_of_another_source_ends_the_run_and_can_be_made_again(result, damage):
     folder, first, second, run = result

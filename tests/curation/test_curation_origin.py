@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import zipfile
 
+import pytest
 from rich.console import Console
 
 from davinci_jax.curation.documents import read_documents
@@ -107,6 +108,7 @@ def test_the_result_that_shards_were_made_from_is_followed(tmp_path):
     assert state.startswith("has changed since, where the source is read now")
 
 
+@pytest.mark.slow
 def test_a_source_made_of_another_is_followed_through_the_result_it_was_made_from(tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()

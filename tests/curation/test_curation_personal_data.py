@@ -1,5 +1,6 @@
 """What belongs to somebody, planted among what only looks like it. Keys here are made up and open nothing."""
 
+import collections
 import itertools
 import random
 import re
@@ -191,13 +192,19 @@ _TOKENS = (
 )
 
 
-@hypothesis.settings(max_examples=2000, deadline=None)
-@hypothesis.given(st.lists(st.sampled_from(_TOKENS), max_size=16).map("".join))
-def test_patterns_that_are_fast_find_what_plain_ones_find(text):
-    for fast, plain in ((personal_data._IPV4, _PLAIN_IPV4), (personal_data._PHONE, _PLAIN_PHONE)):
-        assert [found.span() for found in fast.finditer(text)] == [found.span() for found in plain.finditer(text)]
-    addresses = [found for found in personal_data._IPV6.finditer(text) if personal_data._is_public(found)]
-    assert not addresses or personal_data._IPV6_PART.search(text)
+def test_patterns_that_are_fast_find_what_plain_ones_find():
+    generator, found = random.Random(0), collections.Counter()
+    for _ in range(12_000):
+        text = "".join(generator.choices(_TOKENS, k=generator.randrange(1, 16)))
+        for fast, plain in ((personal_data._IPV4, _PLAIN_IPV4), (personal_data._PHONE, _PLAIN_PHONE)):
+            spans = [match.span() for match in fast.finditer(text)]
+            assert spans == [match.span() for match in plain.finditer(text)], text
+            found[fast] += len(spans)
+        if any(map(personal_data._is_public, personal_data._IPV6.finditer(text))):
+            assert personal_data._IPV6_PART.search(text), text
+            found["six"] += 1
+    assert len(found) == 3
+    assert min(found.values()) > 100
 
 
 @pytest.mark.parametrize("address", ["2001:4860:4860:0:0:0:0:8888", "2001:4860:4860::8888", "2001:4860::"])
