@@ -170,7 +170,7 @@ _PLAIN_PHONE = re.compile(
     r"|(?:1[ .-])?[2-9]\d{2}-[2-9]\d{2}-\d{4})(?![\w-]|\.\d)",
     re.ASCII,
 )
-_TOKENS = "+ 1 1- ( 212 ) 555-0187 (212) - . 8.8.8.8 :: : :ab a 2001:".split() + [" "]
+_TOKENS = ["+", "1", "1-", "(", "212", ")", "555-0187", "(212)", "-", ".", "8.8.8.8", "::", ":", ":ab", " ", "2001:"]
 
 
 def test_patterns_that_are_fast_find_what_plain_ones_find():
