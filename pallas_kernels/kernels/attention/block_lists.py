@@ -104,8 +104,7 @@ def block_list(
     block_q: int,
     block_kv: int,
     *,
-    q_positions: jax.Array | None = None,
-    kv_positions: jax.Array | None = None,
+    positions: tuple[jax.Array, jax.Array] | None = None,
     key_offset: int = 0,
     flush: bool = False,
 ) -> BlockList:
@@ -118,20 +117,19 @@ def block_list(
       first, last: [B, T], from `intervals`; NumPy arrays make a list that is known at trace time.
       keys: number of keys in this list, S.
       block_q, block_kv: size of a block.
-      q_positions, kv_positions: [B, T], [B, S]; causality and window go by them if given.
+      positions: of queries and of keys, [B, T], [B, S]; causality and window go by them if given.
       key_offset: index of the first key of this list, where it covers a part of the keys.
       flush: for each batch row, end with one FLUSH entry for each block of keys.
     """
-    static = isinstance(first, np.ndarray) and q_positions is None
+    static = isinstance(first, np.ndarray) and positions is None
     xp = np if static else jnp
     batch, queries = first.shape
     first, last = first - np.int32(key_offset), last - np.int32(key_offset)
     rows, cols = math.ceil(queries / block_q), math.ceil(keys / block_kv)
-    positions = None if q_positions is None else (q_positions, kv_positions)
     visible, full = _visible_blocks(xp, spec, first, last, cols, block_q, block_kv, positions)
     order = np.arange(cols, dtype=np.int32)
     kind = xp.where(full, FULL, xp.where(visible, PARTIAL, EMPTY)).astype(np.int32)
-    if spec.causal and q_positions is None and block_q == block_kv:
+    if spec.causal and positions is None and block_q == block_kv:
         on_diagonal = np.arange(rows)[:, None] * block_q == key_offset + order * block_kv
         kind = xp.where((kind == PARTIAL) & on_diagonal, DIAGONAL, kind)
     kinds = frozenset(np.unique(kind).tolist()) if static else frozenset({EMPTY, FULL, DIAGONAL, PARTIAL})
@@ -149,7 +147,8 @@ def block_list(
         keep = xp.concatenate([keep, np.ones_like(ending, bool)], axis=1)
         kinds |= {FLUSH}
     height = rows + flush
-    limit = _most(spec, batch, rows, cols, block_q, block_kv, key_offset, q_positions) + batch * cols * flush
+    most = _most(spec, batch, rows, cols, block_q, block_kv, key_offset, positions is not None)
+    limit = most + batch * cols * flush
     return _compact(xp, flags, keep, height, limit, kinds, _bounds(xp, first, last, kinds, static, spec))
 
 
@@ -194,11 +193,13 @@ def _bounds(xp, first, last, kinds, static: bool, spec: AttentionSpec):
     return xp.stack([first, last], axis=1).astype(np.int32)
 
 
-def _most(spec, batch: int, rows: int, cols: int, block_q: int, block_kv: int, key_offset: int, q_positions) -> int:
+def _most(
+    spec, batch: int, rows: int, cols: int, block_q: int, block_kv: int, key_offset: int, by_position: bool
+) -> int:
     """How many entries there can be, whatever the documents."""
     low, high = np.zeros(rows, np.int64), np.full(rows, cols - 1)
     start = np.arange(rows) * block_q
-    if q_positions is None:
+    if not by_position:
         left, right = spec.window or (-1, -1)
         reach = 0 if spec.causal else right
         if reach >= 0:

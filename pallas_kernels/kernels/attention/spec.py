@@ -38,3 +38,9 @@ class Masks(NamedTuple):
     kv_segments: jax.Array | None = None
     q_positions: jax.Array | None = None
     kv_positions: jax.Array | None = None
+
+    def compared_positions(self, spec: AttentionSpec) -> tuple[jax.Array, jax.Array] | None:
+        """Positions of queries and of keys, if they were given and causality or a window asks for them."""
+        if self.q_positions is None or not (spec.causal or spec.window is not None):
+            return None
+        return self.q_positions, self.kv_positions

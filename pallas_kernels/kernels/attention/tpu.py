@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import tables, target
 from pallas_kernels.kernels.attention import tpu_backward, tpu_forward, tpu_heads
-from pallas_kernels.kernels.attention.spec import AttentionSpec
+from pallas_kernels.kernels.attention.spec import AttentionSpec, Masks
 from pallas_kernels.kernels.attention.tpu_configs import TpuAttentionBackwardConfig as BackwardConfig
 from pallas_kernels.kernels.attention.tpu_configs import TpuAttentionForwardConfig as ForwardConfig
 
@@ -75,11 +75,8 @@ def forward(
         q,
         k,
         v,
+        Masks(q_segments, kv_segments, q_positions, kv_positions),
         spec=spec,
-        q_segments=q_segments,
-        kv_segments=kv_segments,
-        q_positions=q_positions,
-        kv_positions=kv_positions,
         config=_config(config, ForwardConfig, q, k, spec, q_segments is not None),
     )
     return out.astype(dtype), lse
@@ -117,11 +114,8 @@ def backward(
         lse,
         delta,
         dout,
+        Masks(q_segments, kv_segments, q_positions, kv_positions),
         spec=spec,
-        q_segments=q_segments,
-        kv_segments=kv_segments,
-        q_positions=q_positions,
-        kv_positions=kv_positions,
         config=_config(config, BackwardConfig, q, k, spec, q_segments is not None),
     )
     return tuple(x.astype(dtype) for x in gradients)

@@ -20,7 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import partition
 from pallas_kernels.kernels.attention import block_lists, tpu_heads
-from pallas_kernels.kernels.attention.spec import AttentionSpec
+from pallas_kernels.kernels.attention.spec import AttentionSpec, Masks
 from pallas_kernels.kernels.attention.tpu_configs import TpuAttentionBackwardConfig as BackwardConfig
 from pallas_kernels.kernels.attention.tpu_forward import vmem_limit
 from pallas_kernels.kernels.attention.tpu_tiles import (
@@ -45,27 +45,24 @@ def backward(
     lse: jax.Array,
     delta: jax.Array,
     dout: jax.Array,
+    masks: Masks,
     *,
     spec: AttentionSpec,
-    q_segments: jax.Array | None,
-    kv_segments: jax.Array | None,
-    q_positions: jax.Array | None,
-    kv_positions: jax.Array | None,
     config: BackwardConfig,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients of q, k and v, in their shapes, of arrays in bfloat16 or float32."""
     batch, queries, heads, size = q.shape
     keys = k.shape[1]
     units = tpu_heads.units(heads, k.shape[2], size, q.dtype, config.heads)
-    by_position = q_positions is not None and (spec.causal or spec.window is not None)
-    if not by_position:
-        q_positions = kv_positions = None
-    first, last = block_lists.intervals(spec, batch, queries, keys, q_segments, kv_segments, by_position)
+    positions = masks.compared_positions(spec)
+    first, last = block_lists.intervals(
+        spec, batch, queries, keys, masks.q_segments, masks.kv_segments, positions is not None
+    )
     span = keys_at_once(units, config)
     sums, parts = 0.0, []
     for start in range(0, keys, span):
         part = slice(start, min(start + span, keys))
-        key_positions = None if kv_positions is None else kv_positions[:, part]
+        of_part = None if positions is None else (positions[0], positions[1][:, part])
         blocks = block_lists.block_list(
             spec,
             first,
@@ -73,16 +70,14 @@ def backward(
             part.stop - part.start,
             config.block_q,
             config.block_kv,
-            q_positions=q_positions,
-            kv_positions=key_positions,
+            positions=of_part,
             key_offset=start,
             flush=True,
         )
-        positions = None if q_positions is None else (q_positions, key_positions)
         if keys <= span:
-            return _call(q, k, v, lse, delta, dout, spec, blocks, positions, config, units, q.dtype)
+            return _call(q, k, v, lse, delta, dout, spec, blocks, of_part, config, units, q.dtype)
         keys_of, values_of = k[:, part], v[:, part]
-        dq, *dkv = _call(q, keys_of, values_of, lse, delta, dout, spec, blocks, positions, config, units, jnp.float32)
+        dq, *dkv = _call(q, keys_of, values_of, lse, delta, dout, spec, blocks, of_part, config, units, jnp.float32)
         sums, parts = sums + dq, [*parts, dkv]
     return sums.astype(q.dtype), *(jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
 

@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import partition, target
 from pallas_kernels.kernels.attention import block_lists, tpu_heads
-from pallas_kernels.kernels.attention.spec import AttentionSpec
+from pallas_kernels.kernels.attention.spec import AttentionSpec, Masks
 from pallas_kernels.kernels.attention.tpu_configs import TpuAttentionForwardConfig as ForwardConfig
 from pallas_kernels.kernels.attention.tpu_tiles import (
     HIDDEN,
@@ -37,21 +37,18 @@ def forward(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
+    masks: Masks,
     *,
     spec: AttentionSpec,
-    q_segments: jax.Array | None,
-    kv_segments: jax.Array | None,
-    q_positions: jax.Array | None,
-    kv_positions: jax.Array | None,
     config: ForwardConfig,
 ) -> tuple[jax.Array, jax.Array]:
     """Output [B, T, H, K] and log-sum-exp [B, H, T] float32 of arrays in bfloat16 or float32."""
     batch, queries, heads, size = q.shape
     keys = k.shape[1]
     units = tpu_heads.units(heads, k.shape[2], size, q.dtype, config.heads)
-    by_position = q_positions is not None and (spec.causal or spec.window is not None)
-    positions = (q_positions, kv_positions) if by_position else None
-    first, last = block_lists.intervals(spec, batch, queries, keys, q_segments, kv_segments, by_position)
+    positions = masks.compared_positions(spec)
+    by_position = positions is not None
+    first, last = block_lists.intervals(spec, batch, queries, keys, masks.q_segments, masks.kv_segments, by_position)
     blocks = block_lists.block_list(
         spec,
         first,
@@ -59,8 +56,7 @@ def forward(
         keys,
         config.block_q,
         config.block_kv,
-        q_positions=q_positions if by_position else None,
-        kv_positions=kv_positions if by_position else None,
+        positions=positions,
     )
     inputs = _inputs(q, k, v, blocks, positions, config, units)
     outputs = _outputs(q, k, v, blocks, config, units)

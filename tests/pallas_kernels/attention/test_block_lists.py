@@ -15,10 +15,9 @@ def make_spec(causal=True, window=None):
 
 
 def make_list(spec, batch, queries, keys, segments=None, positions=None, sizes=(BLOCK, BLOCK), **options):
-    given_positions = {} if positions is None else dict(zip(("q_positions", "kv_positions"), positions, strict=True))
     q_ids, k_ids = segments or (None, None)
     first, last = block_lists.intervals(spec, batch, queries, keys, q_ids, k_ids, positions is not None)
-    return block_lists.block_list(spec, first, last, keys, *sizes, **given_positions, **options)
+    return block_lists.block_list(spec, first, last, keys, *sizes, positions=positions, **options)
 
 
 def entries(blocks):
