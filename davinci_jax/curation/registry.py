@@ -1,7 +1,8 @@
 """Names of operations: what a recipe writes, and where the operation lies.
 
 A new operation is one line in `OPERATIONS`, and a function below where its file is new: modules are imported
-when a recipe names them, since some need a library of the extra `curation`.
+when a recipe names them, since some need a library of the extra `curation`. Functions and not names of modules, because
+nothing here is imported by name.
 """
 
 from __future__ import annotations
@@ -18,34 +19,16 @@ from davinci_jax.experiment.curation import Input, Step
 from davinci_jax.experiment.serialize import parse
 
 
-def _extract() -> ModuleType:
-    from davinci_jax.curation import extract
+def _annotate() -> ModuleType:
+    from davinci_jax.curation.generation import annotate
 
-    return extract
-
-
-def _rules() -> ModuleType:
-    from davinci_jax.curation import rules
-
-    return rules
+    return annotate
 
 
-def _duplicates() -> ModuleType:
-    from davinci_jax.curation import duplicates
+def _background() -> ModuleType:
+    from davinci_jax.curation.generation import background
 
-    return duplicates
-
-
-def _readers() -> ModuleType:
-    from davinci_jax.curation import readers
-
-    return readers
-
-
-def _repositories() -> ModuleType:
-    from davinci_jax.curation import repositories
-
-    return repositories
+    return background
 
 
 def _c4() -> ModuleType:
@@ -72,6 +55,30 @@ def _decontaminate() -> ModuleType:
     return decontaminate
 
 
+def _dialogues() -> ModuleType:
+    from davinci_jax.curation.generation import dialogues
+
+    return dialogues
+
+
+def _duplicates() -> ModuleType:
+    from davinci_jax.curation import duplicates
+
+    return duplicates
+
+
+def _environments() -> ModuleType:
+    from davinci_jax.curation import environments
+
+    return environments
+
+
+def _extract() -> ModuleType:
+    from davinci_jax.curation import extract
+
+    return extract
+
+
 def _fineweb() -> ModuleType:
     from davinci_jax.curation import fineweb
 
@@ -94,6 +101,12 @@ def _html() -> ModuleType:
     from davinci_jax.curation import html
 
     return html
+
+
+def _judges() -> ModuleType:
+    from davinci_jax.curation import judges
+
+    return judges
 
 
 def _language() -> ModuleType:
@@ -144,6 +157,48 @@ def _personal_data() -> ModuleType:
     return personal_data
 
 
+def _questions() -> ModuleType:
+    from davinci_jax.curation.generation import questions
+
+    return questions
+
+
+def _readers() -> ModuleType:
+    from davinci_jax.curation import readers
+
+    return readers
+
+
+def _refine() -> ModuleType:
+    from davinci_jax.curation.generation import refine
+
+    return refine
+
+
+def _rejection() -> ModuleType:
+    from davinci_jax.curation.generation import rejection
+
+    return rejection
+
+
+def _repositories() -> ModuleType:
+    from davinci_jax.curation import repositories
+
+    return repositories
+
+
+def _retrieval() -> ModuleType:
+    from davinci_jax.curation import retrieval
+
+    return retrieval
+
+
+def _rules() -> ModuleType:
+    from davinci_jax.curation import rules
+
+    return rules
+
+
 def _sizes() -> ModuleType:
     from davinci_jax.curation import sizes
 
@@ -154,6 +209,12 @@ def _threads() -> ModuleType:
     from davinci_jax.curation import threads
 
     return threads
+
+
+def _transcribe() -> ModuleType:
+    from davinci_jax.curation.generation import transcribe
+
+    return transcribe
 
 
 def _urls() -> ModuleType:
@@ -175,67 +236,6 @@ READERS: dict[str, tuple[Callable[[], ModuleType], str]] = {
     "stack-exchange": (_threads, "StackExchangeReader"),
     "warc": (_readers, "WarcReader"),
 }
-
-
-def _judges() -> ModuleType:
-    from davinci_jax.curation import judges
-
-    return judges
-
-
-def _dialogues() -> ModuleType:
-    from davinci_jax.curation.generation import dialogues
-
-    return dialogues
-
-
-def _questions() -> ModuleType:
-    from davinci_jax.curation.generation import questions
-
-    return questions
-
-
-def _refine() -> ModuleType:
-    from davinci_jax.curation.generation import refine
-
-    return refine
-
-
-def _rejection() -> ModuleType:
-    from davinci_jax.curation.generation import rejection
-
-    return rejection
-
-
-def _transcribe() -> ModuleType:
-    from davinci_jax.curation.generation import transcribe
-
-    return transcribe
-
-
-def _environments() -> ModuleType:
-    from davinci_jax.curation import environments
-
-    return environments
-
-
-def _retrieval() -> ModuleType:
-    from davinci_jax.curation import retrieval
-
-    return retrieval
-
-
-def _background() -> ModuleType:
-    from davinci_jax.curation.generation import background
-
-    return background
-
-
-def _annotate() -> ModuleType:
-    from davinci_jax.curation.generation import annotate
-
-    return annotate
-
 
 # Name in a recipe -> (module, class).
 OPERATIONS: dict[str, tuple[Callable[[], ModuleType], str]] = {

@@ -131,14 +131,14 @@ def curate(config: CurationConfig, console: Console | None = None) -> list[Curat
         result = None
         if waits := _unmade(config, source, config.sources[:n], handed):
             again = "start the same command again when that is made"
-            console.print(f"{source.name}: waits for {', '.join(waits)}; {again}", highlight=False, soft_wrap=True)
+            _tell(console, f"{source.name}: waits for {', '.join(waits)}; {again}")
         else:
             with _lock(config, source_folder(config, source.name)):
                 result = _curate_source(config, prepare(config, source), console)
         (handed if result is None else results).append(result or source.name)
     if len(results) == len(config.sources):
         report = write_report(config)
-        console.print(f"report: {report}", highlight=False, soft_wrap=True)
+        _tell(console, f"report: {report}")
     return results
 
 
@@ -167,45 +167,45 @@ def _curate_source(config: CurationConfig, prepared: Prepared, console: Console)
     from davinci_jax.curation.executors import slurm_jobs
     from davinci_jax.curation.progress import show_prepared
 
-    name, jobs, tasks = prepared.source.name, _jobs(config, prepared), len(prepared.plan.tasks)
+    name, jobs = prepared.source.name, _jobs(config, prepared)
     whole = [is_whole(job, prepared.plan) for job in jobs]
     show_prepared(prepared, whole, console)
     left = [job for job, done in zip(jobs, whole, strict=True) if not done]
     if queued := sorted({number for job in left for number in slurm_jobs(job)}):
         # Their tasks write below names that a new start would clear away.
-        console.print(
-            f"{name}: Slurm has not ended job {', '.join(queued)}; start the same command again when it has, "
-            "or when you have cancelled it",
-            highlight=False,
-            soft_wrap=True,
-        )
+        ended = "start the same command again when it has, or when you have cancelled it"
+        _tell(console, f"{name}: Slurm has not ended job {', '.join(queued)}; {ended}")
         return None
-    built = bool(left)
-    last = _run_stages(config, prepared, jobs, console) if built else None
+    last = _run_stages(config, prepared, jobs, console) if left else None
     if config.executor == "slurm" and not is_whole(jobs[-1], prepared.plan):
-        console.print(
-            f"{name}: handed to Slurm, last job {last.job_id}; start the same command again when it has ended",
-            highlight=False,
-        )
+        ended = "start the same command again when it has ended"
+        _tell(console, f"{name}: handed to Slurm, last job {last.job_id}; {ended}")
         return None
+    known = _complete(prepared, jobs, bool(left), console)
+    _tell_counter(counted_by(_tokenizer(config)), known["tokens_by"], prepared, console)
+    return Curated(name, prepared.result, known, bool(left))
+
+
+def _complete(prepared: Prepared, jobs: Sequence[StageJob], built: bool, console: Console) -> dict[str, Any]:
+    """Writes what a result has besides its documents, points to it and tells of it; returns its funnel."""
     known = funnels.read_funnel(prepared.result)
     if known is None or built:
-        known = _finish(prepared, [all_counts(job.paths, tasks) for job in jobs])
+        known = _finish(prepared, [all_counts(job.paths, len(prepared.plan.tasks)) for job in jobs])
     funnels.link_rejects(prepared.result, [job.paths.folder for job in jobs[:-1]])
     _write_card(prepared, known)
     notes = _point(prepared, known)
     if built:
-        console.print(funnels.show_funnel(known["steps"]), highlight=False, markup=False, soft_wrap=True)
-    state = "made" if built else "up to date"
-    console.print(
-        f"{name}: {known['documents']:,} documents, {known['bytes'] / 1e6:,.1f} MB {state}: {prepared.result}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for note in notes:
-        console.print(f"{name}: {note}", highlight=False, markup=False, soft_wrap=True)
-    _tell_counter(counted_by(_tokenizer(config)), known["tokens_by"], prepared, console)
-    return Curated(name, prepared.result, known, built)
+        _tell(console, funnels.show_funnel(known["steps"]))
+    state = f"{'made' if built else 'up to date'}: {prepared.result}"
+    made = f"{known['documents']:,} documents, {known['bytes'] / 1e6:,.1f} MB {state}"
+    for line in (made, *notes):
+        _tell(console, f"{prepared.source.name}: {line}")
+    return known
+
+
+def _tell(console: Console, line: str) -> None:
+    """Prints a line as it is, with paths that may look like markup."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _run_stages(
@@ -225,11 +225,7 @@ def _run_stages(
         left = works(job, prepared.plan)
         if taken := take_over(job, prepared.plan):
             tasks = f"{taken:,} of {len(prepared.plan.tasks):,} tasks"
-            console.print(
-                f"{prepared.source.name}: {left[0].title}: {tasks} as in an earlier result",
-                highlight=False,
-                soft_wrap=True,
-            )
+            _tell(console, f"{prepared.source.name}: {left[0].title}: {tasks} as in an earlier result")
         for work in left:
             with Progress(console, prepared.source.name, work, prepared.plan):
                 executor = execute(config, work, executor)
@@ -286,12 +282,10 @@ def _tell_counter(wanted: str, used: str, prepared: Prepared, console: Console) 
     stages = [Paths(prepared.folder / stage.hash) for stage in prepared.stages]
     counts = {paths.folder: all_counts(paths, len(prepared.plan.tasks)) for paths in stages}
     folders = " ".join(str(folder) for folder, stage in counts.items() if _counters(stage) != [wanted])
-    console.print(
-        f"{prepared.source.name}: its tokens are counted by {used}, not by {wanted}; to count them again, remove "
-        f"{folders} and start the same command again (kept answers of models stay)",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+    again = f"remove {folders} and start the same command again (kept answers of models stay)"
+    _tell(
+        console,
+        f"{prepared.source.name}: its tokens are counted by {used}, not by {wanted}; to count them again, {again}",
     )
 
 
