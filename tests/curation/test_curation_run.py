@@ -421,6 +421,13 @@ def test_a_source_that_keeps_no_document_says_why_and_leaves_an_earlier_result_i
         assert link.resolve() == full.folder.resolve()
 
 
+def test_a_path_is_told_as_it_is(tmp_path, texts):
+    config = CurationConfig(root=str(tmp_path / "a[bold]b"), sources=(folder_source("first", texts),), workers=1)
+    [result] = curate(config, Console(file=(told := io.StringIO()), width=40))
+    assert f"first: 1 documents, 0.0 MB made: {result.folder}\n" in told.getvalue()
+    assert f"report: {config.root}/curated/report.html\n" in told.getvalue()
+
+
 def test_a_first_result_that_is_empty_is_pointed_to_and_a_later_one_takes_its_place(tmp_path, texts):
     empty, told = curated_texts(tmp_path / "root", texts, Step("drop-short", characters=1000))
     assert [line.partition(" rejected")[0] for line in told] == ["first: no document is left: 1"]
