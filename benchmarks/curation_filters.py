@@ -69,9 +69,10 @@ TURN = 40  # documents of a turn
 PACKAGES = ("datatrove", "spacy", "resiliparse", "trafilatura", "tiktoken", "tokenizers", "xxhash", "numpy")
 
 NOTES = (
-    "Where no other rate stands, datatrove has no such step. Its filter of languages reads the whole text, with the same "
-    "model here; `keep-languages` the first 1,000 characters unless it is told otherwise. Exact duplicates are told by 128 "
-    "bits of BLAKE2b, in datatrove by 64 of xxHash. Of personal data datatrove looks for e-mail and IPv4 addresses alone."
+    "Where no other rate stands, datatrove has no such step. Its filter of languages reads the whole text, with the "
+    "same model here; `keep-languages` the first 1,000 characters unless it is told otherwise. Exact duplicates are "
+    "told by 128 bits of BLAKE2b, in datatrove by 64 of xxHash. Of personal data datatrove looks for e-mail and IPv4 "
+    "addresses alone."
 )
 
 
