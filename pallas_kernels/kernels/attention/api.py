@@ -46,7 +46,7 @@ def attention(
       v: [B, S, G, K].
       causal: a query sees no key of a later position.
       segment_ids: [B, T] int, or a pair ([B, T], [B, S]): a query sees keys of its own id; ids do not decrease
-        along a row, negative ones are padding. Blocks that share no id are skipped.
+        along a row, negative ones, between documents, are padding. Blocks that share no id are skipped.
       positions: [B, T] int, or a pair ([B, T], [B, S]); None counts from 0. Shards of a longer sequence, as in ring
         attention, say here where they lie.
       window: the `window` last positions, the own included (and as many next ones, if not causal), or a pair
@@ -268,7 +268,7 @@ def _cudnn(q, k, v, masks: Masks, spec: AttentionSpec):
 
     def local(q, k, v, masks: Masks):
         packed = masks.q_segments is not None
-        mask = _seen(masks.q_segments, masks.kv_segments, spec) if packed else None
+        mask = _seen(masks.q_segments, masks.key_segments, spec) if packed else None
         window = None if spec.window is None else (spec.window[0], 0)
         out = jax.nn.dot_product_attention(
             q,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.kernels.attention import documents
 from pallas_kernels.kernels.attention.spec import AttentionSpec
 
 # Kinds of a block. DIAGONAL holds the causal diagonal from corner to corner: the tiles above it are left out.
@@ -59,6 +60,7 @@ def intervals(
     """First and last index of the keys that each query may see, [B, T] int32; first > last where there is none.
 
     Args:
+      kv_segments: None where they are those of the queries, which needs no comparison of all queries with all keys.
       by_position: causality and window are about given positions, so the interval is that of the segment alone.
     """
     index = np.broadcast_to(np.arange(queries, dtype=np.int32), (batch, queries))
@@ -78,15 +80,9 @@ def intervals(
     return jnp.where(q_segments < 0, keys, first), jnp.where(q_segments < 0, -1, last)
 
 
-def _segment_intervals(q_segments: jax.Array, kv_segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    keys = kv_segments.shape[1]
-    if q_segments is kv_segments:  # runs of one array: no comparison of all queries with all keys
-        index = jnp.broadcast_to(jnp.arange(keys, dtype=jnp.int32), kv_segments.shape)
-        change = kv_segments[:, 1:] != kv_segments[:, :-1]
-        edge = jnp.ones_like(change[:, :1], shape=(change.shape[0], 1))
-        first = jax.lax.cummax(jnp.where(jnp.concatenate([edge, change], 1), index, 0), axis=1)
-        last = jax.lax.cummin(jnp.where(jnp.concatenate([change, edge], 1), index, keys - 1), axis=1, reverse=True)
-        return first, last
+def _segment_intervals(q_segments: jax.Array, kv_segments: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    if kv_segments is None:
+        return documents.runs(q_segments)
     # Padding between documents takes a place between their ids, so that the ids still do not decrease.
     below = jax.lax.cummax(kv_segments, axis=1)
     ordered = jnp.where(kv_segments < 0, 2 * below + 1, 2 * kv_segments)

@@ -95,6 +95,8 @@ def masks(q, k, spec: AttentionSpec, segment_ids, positions) -> Masks:
             if name == "segment_ids":
                 _check_order(x)
             found.append(jnp.asarray(x, jnp.int32))
+        if name == "segment_ids" and not isinstance(given, tuple):
+            found[-1] = None  # kernels that know keys and queries to be alike need not compare all of them
     if (spec.causal or spec.window) and positions is None and q.shape[1] != k.shape[1]:
         problem = f"is None, with {q.shape[1]} queries and {k.shape[1]} keys under a causal mask or a window"
         raise _error("positions", problem, "say where they lie: a pair ([B, T], [B, S])")
@@ -102,12 +104,15 @@ def masks(q, k, spec: AttentionSpec, segment_ids, positions) -> Masks:
 
 
 def _check_order(ids: jax.Array) -> None:
-    """Refuses ids that decrease, where their values are known."""
+    """Refuses ids that decrease, or that padding interrupts, where their values are known."""
     known = arguments.values(ids)
     for row, values in enumerate(() if known is None else known):
-        values = values[values >= 0]
-        if (np.diff(values) < 0).any():
+        places = np.flatnonzero(values >= 0)
+        steps = np.diff(values[places])
+        if (steps < 0).any():
             raise _error("segment_ids", f"decrease in row {row}", "number the documents of a row in their order")
+        if (np.diff(places)[steps == 0] > 1).any():
+            raise _error("segment_ids", f"have padding within a document of row {row}", "put it between documents")
 
 
 def sinks(given, q) -> jax.Array | None:

@@ -93,7 +93,8 @@ def forward(
       q: [B, T, H, K] bfloat16 or float16.
       k, v: [B, S, G, K] of the same dtype, G dividing H.
       spec: which keys are visible.
-      q_segments, kv_segments: [B, T], [B, S] int32; equal ids follow each other. A negative id is padding.
+      q_segments, kv_segments: [B, T], [B, S] int32; equal ids follow each other. A negative id is padding. Those
+        of queries alone are the keys', too.
       q_positions, kv_positions: [B, T], [B, S] int32; tiles are skipped where positions rise along a document.
       config: sizes; by default those of the table, else of a rule.
 

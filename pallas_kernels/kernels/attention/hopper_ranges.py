@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.kernels.attention import documents
 from pallas_kernels.kernels.attention.spec import AttentionSpec
 
 _MIN, _MAX = np.int32(-(2**31)), np.int32(2**31 - 1)
@@ -54,8 +55,9 @@ def bounds(
     q_positions: Array | None,
     kv_positions: Array | None,
 ) -> Bounds:
-    """The bounds of every query of a batch; see `AttentionSpec` for what is visible."""
+    """The bounds of every query of a batch; see `AttentionSpec` and `Masks` for what is visible."""
     xp = _library(q_segments, kv_segments, q_positions, kv_positions)
+    xp = jnp if q_segments is not None and kv_segments is None else xp
     if q_segments is None:
         first, last = np.zeros((1, queries), np.int32), np.full((1, queries), keys, np.int32)
     else:
@@ -76,8 +78,11 @@ def _library(*arrays: Array | None) -> Any:
     return np if all(x is None or isinstance(x, np.ndarray) for x in arrays) else jnp
 
 
-def _documents(xp: Any, q_segments: Array, kv_segments: Array) -> tuple[Array, Array]:
-    """Where the run of keys of each query's own document begins and ends. One fused pass, no sort."""
+def _documents(xp: Any, q_segments: Array, kv_segments: Array | None) -> tuple[Array, Array]:
+    """Where the run of keys of each query's own document begins and ends. No sort."""
+    if kv_segments is None:
+        first, last = documents.runs(q_segments)
+        return first, jnp.where(q_segments < 0, first, last + 1)
     same = (q_segments[:, :, None] == kv_segments[:, None, :]) & (q_segments >= 0)[:, :, None]
     index = np.arange(kv_segments.shape[1], dtype=np.int32)
     first = xp.min(xp.where(same, index, _MAX), axis=-1)

@@ -30,7 +30,8 @@ class Masks(NamedTuple):
     """What is known of each query and key beside its place in the array; None where it was not given.
 
     Attributes:
-      q_segments, kv_segments: [B, T], [B, S] int32, the document; negative ids are padding.
+      q_segments, kv_segments: [B, T], [B, S] int32, the document; negative ids are padding. Segments of the queries
+        alone are those of the keys, too.
       q_positions, kv_positions: [B, T], [B, S] int32.
     """
 
@@ -38,6 +39,11 @@ class Masks(NamedTuple):
     kv_segments: jax.Array | None = None
     q_positions: jax.Array | None = None
     kv_positions: jax.Array | None = None
+
+    @property
+    def key_segments(self) -> jax.Array | None:
+        """[B, S]: those of the keys, given or not."""
+        return self.q_segments if self.kv_segments is None else self.kv_segments
 
     def compared_positions(self, spec: AttentionSpec) -> tuple[jax.Array, jax.Array] | None:
         """Positions of queries and of keys, if they were given and causality or a window asks for them."""

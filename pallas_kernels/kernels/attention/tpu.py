@@ -62,7 +62,7 @@ def forward(
       k, v: [B, S, G, K] in the same dtype, G divides H.
       spec: which keys a query sees, and how scores are made.
       q_segments, kv_segments: [B, T], [B, S] int32, below 2**30; not decreasing along a row but for negative ids
-        between documents, which are padding. None: one document.
+        between documents, which are padding. Those of queries alone are the keys', too; None: one document.
       q_positions, kv_positions: [B, T], [B, S] int32; None: counted from 0, T = S if causality or a window asks.
       config: None takes the recorded sizes, else a guess.
 

@@ -168,7 +168,7 @@ def _ids(shape: Shape) -> list[np.ndarray]:
 def _blocks(shape: Shape, config: tpu.Config) -> tuple[block_lists.BlockList, list[int]]:
     """The list of blocks and the kinds of its entries."""
     ids = (_ids(shape) or [None])[0]
-    first, last = block_lists.intervals(shape.spec, shape.batch, shape.length, shape.length, ids, ids, False)
+    first, last = block_lists.intervals(shape.spec, shape.batch, shape.length, shape.length, ids, None, False)
     blocks = block_lists.block_list(
         shape.spec, first, last, shape.length, config.block_q, config.block_kv, flush=shape.backward
     )

@@ -24,7 +24,7 @@ def forward(q, k, v, *, spec: AttentionSpec, q_segments, kv_segments, q_position
       k: [B, S, G, K], G divides H; query head h reads key head h // (H / G) (arXiv 2305.13245).
       v: [B, S, G, K].
       spec: what is visible.
-      q_segments: [B, T] int or None; kv_segments: [B, S]; negative ids are padding.
+      q_segments: [B, T] int or None; kv_segments: [B, S], or None for those of the queries; negative ids are padding.
       q_positions: [B, T] int or None, then 0, 1, ...; kv_positions: [B, S].
       config: not used; there are no blocks to size.
 
@@ -171,7 +171,8 @@ def _seen(spec, q_segments, kv_segments, q_positions, kv_positions, rows: slice,
         parts += [kv_at >= q_at - left] if left >= 0 else []
         parts += [kv_at <= q_at + right] if right >= 0 else []
     if q_segments is not None:
-        q_ids, kv_ids = q_segments[:, rows, None], kv_segments[:, None, keys]
+        kv_ids = q_segments if kv_segments is None else kv_segments
+        q_ids, kv_ids = q_segments[:, rows, None], kv_ids[:, None, keys]
         parts += [q_ids == kv_ids, q_ids >= 0]
     return functools.reduce(jnp.logical_and, parts) if parts else None
 

@@ -17,6 +17,7 @@ def visible(spec, batch, length, keys, q_segments=None, kv_segments=None, q_posi
     if right >= 0:
         mask &= ahead <= right
     if q_segments is not None:
+        kv_segments = q_segments if kv_segments is None else kv_segments
         own, other = np.asarray(q_segments)[:, :, None], np.asarray(kv_segments)[:, None, :]
         mask &= (own == other) & (own >= 0)
     return mask

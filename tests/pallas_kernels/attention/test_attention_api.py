@@ -386,6 +386,22 @@ def test_scores_that_nobody_sees_are_not_computed():
     assert flops(window=129) < whole * 7 / 16
 
 
+@pytest.mark.parametrize("device", [target.TPU_V6E, target.H200], ids=["TPU", "Hopper"])
+def test_documents_take_no_comparison_of_all_queries_with_all_keys(device):
+    """Neither forward nor backward; the length is no block's and no head's."""
+    length = 1088
+    q, k = (jax.ShapeDtypeStruct((1, length, heads, 128), jnp.bfloat16) for heads in (2, 1))
+    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+    def loss(q, k, ids):
+        return jnp.sum(attention(q, k, k, segment_ids=ids, backend="pallas").astype(jnp.float32))
+
+    with target.compiling_for(device):
+        program = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(q, k, ids))
+    assert f"[1,{length}]" in program
+    assert f"{length},{length}]" not in program
+
+
 IDS = np.zeros((2, 12), np.int32)
 BAD = [
     ({"q": (2, 12, 4)}, "`q` has shape"),
@@ -396,6 +412,8 @@ BAD = [
     ({"window": (1, -2)}, "`window` is"),
     ({"soft_cap": -1.0}, "`soft_cap` is -1.0"),
     ({"segment_ids": np.array([[0, 1, 0] * 4] * 2)}, "`segment_ids` decrease in row 0"),
+    ({"segment_ids": np.array([[0] * 12, [0, 1, -1, 1] * 3])}, "`segment_ids` decrease in row 1"),
+    ({"segment_ids": np.array([[0] * 12, [0, 1, -1, 1] + [2] * 8])}, "`segment_ids` have padding within .* of row 1"),
     ({"segment_ids": np.zeros((2, 11), int)}, "`segment_ids` has int64"),
     ({"segment_ids": np.zeros((2, 12))}, "`segment_ids` has float64"),
     ({"k": (2, 9, 2, 8), "v": (2, 9, 2, 8)}, "`positions` is None"),

@@ -35,7 +35,7 @@ def test_all_keys_of_another_length():
 
 def test_two_rows_of_documents_one_of_them_padding_alone_in_a_window_on_both_sides():
     segments = np.stack([np.repeat(np.int32([0, 1, 4]), [9, 70, 21]), np.full(100, -1, np.int32)])
-    masks = (segments, segments, None, None)
+    masks = (segments, None, None, None)
     hopper_cases.check(heads=(3, 3), queries=100, masks=masks, causal=False, window=(20, 5), dtype="bfloat16")
 
 

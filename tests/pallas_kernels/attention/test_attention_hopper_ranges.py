@@ -26,6 +26,8 @@ def cases(draw):
         keys = queries
     if draw(st.booleans()):
         masks[:2] = [segments(rng, batch, length) for length in (queries, keys)]
+        if queries == keys and draw(st.booleans()):
+            masks[1] = None  # those of the queries
     if positioned:
         masks[2:] = [rng.integers(0, 80, (batch, length)).astype(np.int32) for length in (queries, keys)]
     return spec, batch, queries, keys, masks

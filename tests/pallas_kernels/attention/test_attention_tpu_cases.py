@@ -29,11 +29,11 @@ ASCENDING, SHUFFLED = (x.astype(np.int32)[None] for x in (np.arange(300), np.ran
         ((1, 130, 300, 2, 2, 128), {"causal": False}, {}),
         ((1, 300, 300, 2, 1, 128), {"window": (70, -1), "soft_cap": 20.0}, {}),
         ((1, 300, 300, 2, 1, 128), {"causal": False, "window": (40, 9)}, {}),
-        ((2, 200, 200, 2, 1, 128), {}, {"segments": (PACKED, PACKED)}),
+        ((2, 200, 200, 2, 1, 128), {}, {"segments": (PACKED, None)}),
         ((2, 200, 200, 2, 1, 128), {"causal": False}, {"segments": (PACKED, OTHER)}),
         ((1, 300, 300, 2, 2, 128), {}, {"positions": (ASCENDING + 100, SHUFFLED)}),
         ((1, 300, 300, 2, 2, 128), {"window": (50, 3)}, {"positions": (SHUFFLED, ASCENDING)}),
-        ((2, 200, 200, 2, 1, 128), {"window": (30, -1)}, {"segments": (PACKED, PACKED)}),
+        ((2, 200, 200, 2, 1, 128), {"window": (30, -1)}, {"segments": (PACKED, None)}),
         ((1, 256, 256, 32, 1, 128), {}, {}),
     ],
 )
@@ -75,7 +75,7 @@ def _cases(draw):
     segments = None
     if draw(st.booleans()):
         q_ids = ids(queries)
-        segments = (q_ids, q_ids if own and draw(st.booleans()) else ids(keys))
+        segments = (q_ids, None if own and draw(st.booleans()) else ids(keys))
     positions = None
     if draw(st.booleans()) or (keys != queries and (spec.causal or window)):
         positions = tuple(rng.integers(0, 25, (2, n)).astype(np.int32) for n in (queries, keys))

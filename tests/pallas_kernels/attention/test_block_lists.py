@@ -78,7 +78,7 @@ def test_a_causal_mask_is_known_at_trace_time_and_needs_no_bounds():
 @pytest.mark.slow
 def test_documents_leave_only_the_blocks_they_share():
     ids = np.array([[0] * 6 + [1] * 2 + [4] * 8, [-1] * 4 + [0] * 12], np.int32)
-    blocks = make_list(make_spec(), 2, 16, 16, (ids, ids))
+    blocks = make_list(make_spec(), 2, 16, 16, (ids, None))
     mask = visible(make_spec(), 2, 16, 16, ids, ids)
     check(blocks, mask, exact=True)
     check_flags(blocks)
