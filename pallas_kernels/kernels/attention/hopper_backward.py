@@ -17,8 +17,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.kernels.attention import hopper_device as device
-from pallas_kernels.kernels.attention import hopper_ranges
+from pallas_kernels.kernels import hopper_device as device
+from pallas_kernels.kernels.attention import hopper_ranges, hopper_scores
 from pallas_kernels.kernels.attention.spec import AttentionSpec
 from pallas_kernels.partition import out_struct
 
@@ -70,7 +70,7 @@ def backward(q, k, v, lse, delta, dout, limits: hopper_ranges.Bounds, *, spec: A
     qp, doutp = (hopper_ranges.padded(x, plan.block_q, 1) for x in (q, dout))
     kp, vp = (hopper_ranges.padded(x, BLOCK_KV, 1) for x in (k, v))
     # An infinite sum makes all probabilities of a row zero.
-    lse = hopper_ranges.padded(lse * device.LOG2E, plan.block_q, 2, constant_values=jnp.inf)
+    lse = hopper_ranges.padded(lse * hopper_scores.LOG2E, plan.block_q, 2, constant_values=jnp.inf)
     delta = hopper_ranges.padded(delta, plan.block_q, 2)
     tiles = kp.shape[1] // BLOCK_KV
     operands = (qp, kp, vp, doutp, lse, delta, *(jnp.asarray(x) for x in (ranges, *limits.arrays())))
@@ -166,7 +166,7 @@ class _Block:
         rest, split = _divmod(lax.axis_index("block"), plan.splits)
         rest, group = _divmod(rest, plan.groups)
         tile, batch = _divmod(rest, batch_size)
-        start, full_start, full_end, end = (ranges[device.shared(ranges, batch), tile, i] for i in range(4))
+        start, full_start, full_end, end = (ranges[hopper_scores.shared(ranges, batch), tile, i] for i in range(4))
         first_head = group * plan.heads_per_group + split * plan.heads
         return cls(plan, batch, group, tile * BLOCK_KV, first_head, start, full_start, full_end, end)
 
@@ -309,24 +309,24 @@ class _Worker:
         """dS of one strip of queries, transposed, without the scale; starts what the strip adds to `dv`."""
         spec, shape, smem = self.plan.spec, (ROWS, ROWS), self.smem
         rows = (slot, pl.ds(strip * ROWS, ROWS))
-        factor = device.exponent(spec)
+        factor = hopper_scores.exponent(spec)
 
         def run(scores, dp):
             # Sums that start from what would be subtracted afterwards keep registers free.
             def log_sum():
                 return device.columns(device.load_vector(smem["lse"].at[rows], reduced=0), shape)
 
-            if device.linear(spec):
+            if hopper_scores.linear(spec):
                 scores.set(log_sum() * (-1 / factor))
             dp.set(-device.columns(device.load_vector(smem["delta"].at[rows], reduced=0), shape))
             scores.add(smem["k"].at[self.warpgroup], smem["q"].at[rows], transposed="b")
             if strip == 0:
                 plgpu.barrier_wait(self.barriers["dout"].at[slot])
             dp.add(smem["v"].at[self.warpgroup], smem["dout"].at[rows], transposed="b")
-            s = device.capped(scores.read(in_flight=1), spec)
+            s = hopper_scores.capped(scores.read(in_flight=1), spec)
             exponents = self._visible(s, index, strip) * factor
-            p = jnp.exp2(exponents if device.linear(spec) else exponents - log_sum())
-            slope = device.uncapped(p, s, spec)  # now, so that `s` need not be kept while products run
+            p = jnp.exp2(exponents if hopper_scores.linear(spec) else exponents - log_sum())
+            slope = hopper_scores.uncapped(p, s, spec)  # now, so that `s` need not be kept while products run
             dv.add(p.astype(smem["dout"].dtype), smem["dout"].at[rows])
             return (slope * dp.read(in_flight=1)).astype(smem["q"].dtype)
 
@@ -338,7 +338,7 @@ class _Worker:
 
         def masked(x):
             window = pl.ds(index * self.plan.block_q + strip * ROWS, ROWS)
-            mask = device.Mask(self.limits, block.batch, window, (ROWS, ROWS), queries_along=1)
+            mask = hopper_scores.Mask(self.limits, block.batch, window, (ROWS, ROWS), queries_along=1)
             return mask(x, block.keys + self.warpgroup * ROWS, -jnp.inf)
 
         return lax.cond((index >= block.full_start) & (index < block.full_end), lambda x: x, masked, scores)

@@ -16,8 +16,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.kernels.attention import hopper_device as device
-from pallas_kernels.kernels.attention import hopper_ranges
+from pallas_kernels.kernels import hopper_device as device
+from pallas_kernels.kernels.attention import hopper_ranges, hopper_scores
 from pallas_kernels.kernels.attention.spec import AttentionSpec
 from pallas_kernels.partition import out_struct
 
@@ -97,7 +97,8 @@ def _kernel(q, k, v, ranges, first, last, *refs, plan: _Plan, smem, barriers, im
         rows = (block.batch, pl.ds(block.tile * BLOCK_Q + warpgroup * ROWS, ROWS), block.head)
         own = {name: smem[name].at[warpgroup] for name in ("q", "lse")}
         plgpu.copy_gmem_to_smem(q.at[rows], own["q"], barriers["q"].at[warpgroup])
-        mask = device.Mask((first, last, *positions), block.batch, rows[1], (ROWS, plan.block_kv), queries_along=0)
+        limits, tile = (first, last, *positions), (ROWS, plan.block_kv)
+        mask = hopper_scores.Mask(limits, block.batch, rows[1], tile, queries_along=0)
         plgpu.barrier_wait(barriers["q"].at[warpgroup])
         worker = _Worker(block, mask, own["q"], smem, barriers, imitations, warpgroup)
         result, log_sum = worker.attend()
@@ -136,7 +137,7 @@ class _Block:
         rest, head = lax.div(block, plan.heads), lax.rem(block, plan.heads)
         batch, tile = lax.div(rest, plan.q_tiles), lax.rem(rest, plan.q_tiles)
         tile = plan.q_tiles - 1 - tile if plan.spec.causal else tile
-        start, full_start, full_end, end = (ranges[device.shared(ranges, batch), tile, i] for i in range(4))
+        start, full_start, full_end, end = (ranges[hopper_scores.shared(ranges, batch), tile, i] for i in range(4))
         end = jnp.maximum(end, start + 1)  # a masked tile where there is none: blind rows need no path of their own
         return cls(plan, batch, head, tile, start, full_start, full_end, end)
 
@@ -169,7 +170,7 @@ class _Worker:
     """One of the two warpgroups that compute."""
 
     block: _Block
-    mask: device.Mask
+    mask: hopper_scores.Mask
     q: Any
     smem: dict[str, Any]
     barriers: dict[str, Any]
@@ -219,7 +220,7 @@ class _Worker:
 
         # No key is visible to a row whose sum is zero.
         safe = jnp.where(total > 0, total, 1.0)
-        log_sum = jnp.where(total > 0, top / device.LOG2E + jnp.log(safe), -jnp.inf)
+        log_sum = jnp.where(total > 0, top / hopper_scores.LOG2E + jnp.log(safe), -jnp.inf)
         return value * device.rows(1.0 / safe, shape), log_sum
 
     def _scores(self, i: int | jax.Array, meanwhile: Callable[[], None], in_flight: int) -> jax.Array:
@@ -242,7 +243,7 @@ class _Worker:
     def _visible(self, scores: jax.Array, index: jax.Array) -> jax.Array:
         """Soft-capped scores of a tile of keys, -inf where a query does not see a key."""
         block = self.block
-        scores = device.capped(scores, self.plan.spec)
+        scores = hopper_scores.capped(scores, self.plan.spec)
         whole = (index >= block.full_start) & (index < block.full_end)
         return lax.cond(whole, lambda x: x, lambda x: self.mask(x, index * self.plan.block_kv, -jnp.inf), scores)
 
@@ -260,7 +261,7 @@ class _Worker:
         Returns:
           the unnormalised probabilities, the new maximum and sum of each row, and what earlier values are scaled by.
         """
-        factor = device.exponent(self.plan.spec)
+        factor = hopper_scores.exponent(self.plan.spec)
         new_top = jnp.maximum(top, scores.max(axis=1) * factor)
         safe = jnp.where(new_top == -jnp.inf, 0.0, new_top)
         rescale = jnp.exp2(top - safe)

@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import partition, target
+from pallas_kernels.kernels import hopper_device
 from pallas_kernels.kernels.grouped_matmul import hopper_memory as memory
 from pallas_kernels.kernels.grouped_matmul import hopper_schedule as schedule
 from pallas_kernels.kernels.grouped_matmul.config import OUT_SLOTS
@@ -53,8 +54,8 @@ def forward(
         grouped_matmul,
         out_type=[out] * (1 + keep * len(weights)),
         scratch_types={
-            "x_smem": memory.views(memory.tiled(x_tiles, x.dtype), memory.swizzled(x_tiles, x.dtype)),
-            "w_smem": [memory.tiled(w_tiles, x.dtype) for _ in weights],
+            "x_smem": memory.views(hopper_device.tiled(x_tiles, x.dtype), memory.swizzled(x_tiles, x.dtype)),
+            "w_smem": [hopper_device.tiled(w_tiles, x.dtype) for _ in weights],
             "out_smem": memory.views(memory.swizzled(out_slots, out_dtype), memory.linear(out_slots, out_dtype)),
             "full": plgpu.Barrier(num_arrivals=1 + len(weights), num_barriers=config.stages),
             "empty": plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=config.stages),

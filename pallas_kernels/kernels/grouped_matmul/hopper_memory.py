@@ -1,4 +1,4 @@
-"""Shared memory of the Hopper kernels: tiles as the tensor cores read them, and other views of the same bytes."""
+"""Shared memory of the Hopper kernels: other views of the tiles that tensor cores read, and what may be copied how."""
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,8 @@ def columns(dtype: jax.typing.DTypeLike) -> int:
     return SWIZZLE // jnp.dtype(dtype).itemsize
 
 
-def tiled(shape: tuple[int, ...], dtype: jax.typing.DTypeLike):
-    """What wgmma reads: tiles of 8 rows of 128 bytes. Copies to or from it start at a multiple of 8 rows."""
-    return plgpu.SMEM(
-        shape, dtype, transforms=(plgpu.TilingTransform((8, columns(dtype))), plgpu.SwizzleTransform(SWIZZLE))
-    )
-
-
 def swizzled(shape: tuple[int, ...], dtype: jax.typing.DTypeLike):
-    """The same bytes as `tiled` where rows have 128 bytes, but copied from or to any row of global memory.
+    """The bytes of `hopper_device.tiled` where rows have 128 bytes, but copied from or to any row of global memory.
 
     A copy of tiles sees global memory as blocks of 8 rows and would cut each one at a block's end.
     """

@@ -11,6 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import partition, target
+from pallas_kernels.kernels import hopper_device
 from pallas_kernels.kernels.grouped_matmul import hopper_memory as memory
 from pallas_kernels.kernels.grouped_matmul import hopper_schedule as schedule
 from pallas_kernels.kernels.grouped_matmul.config import OUT_SLOTS
@@ -38,8 +39,8 @@ def transposed(
         grouped_matmul_transposed,
         out_type=partition.out_struct((groups, features, out_columns), out_dtype, x, dy, group_sizes),
         scratch_types={
-            "x_smem": memory.tiled((*stage_rows, config.tile_k), x.dtype),
-            "dy_smem": memory.tiled((*stage_rows, config.tile_n), dy.dtype),
+            "x_smem": hopper_device.tiled((*stage_rows, config.tile_k), x.dtype),
+            "dy_smem": hopper_device.tiled((*stage_rows, config.tile_n), dy.dtype),
             "out_smem": memory.swizzled(
                 (CONSUMERS, OUT_SLOTS, config.tile_k // CONSUMERS, memory.columns(out_dtype)), out_dtype
             ),

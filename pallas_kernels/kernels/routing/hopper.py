@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.kernels.attention import hopper_device as device
+from pallas_kernels.kernels import hopper_device as device
 from pallas_kernels.kernels.routing import xla
 from pallas_kernels.kernels.routing.spec import RoutingSpec
 from pallas_kernels.partition import out_struct
