@@ -11,8 +11,8 @@ def load_balancing_loss(scores: jax.Array, group_sizes: jax.Array) -> jax.Array:
     """E * sum over experts of (share of the assignments) * (mean share of the scores): 1 if balanced, E at worst.
 
     Switch Transformer's loss (Fedus et al. 2021, arXiv 2101.03961) for any number of experts a token; a token's scores
-    are divided by their sum, which changes softmax scores not at all. Over devices, average `mean_shares` and sum the
-    sizes first, or take each device's own loss.
+    are divided by their sum, which changes softmax scores not at all. Of tokens that several devices hold in equal
+    numbers, it is the mean of the devices' losses with the sizes of all together.
 
     Args:
       scores: [N, E] float32, of `Routing`; the loss has a gradient to them alone.
@@ -25,19 +25,10 @@ def load_balancing_loss(scores: jax.Array, group_sizes: jax.Array) -> jax.Array:
     if scores.ndim != 2 or group_sizes.shape != scores.shape[1:]:
         problem = f"has shape {group_sizes.shape} for scores {scores.shape}"
         raise ArgumentError("load_balancing_loss", "group_sizes", problem, "give one size an expert")
-    return balance(mean_shares(scores), group_sizes)
-
-
-def mean_shares(scores: jax.Array) -> jax.Array:
-    """[N, E] -> [E]: the mean over tokens of each expert's share of their scores; zeros without tokens."""
     shares = scores / jnp.maximum(jnp.sum(scores, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    return jnp.sum(shares, axis=0) / max(scores.shape[0], 1)
-
-
-def balance(shares: jax.Array, group_sizes: jax.Array) -> jax.Array:
-    """`load_balancing_loss` of `mean_shares`, [E], and the sizes of the groups, [E]."""
+    mean_shares = jnp.sum(shares, axis=0) / max(scores.shape[0], 1)
     assigned = group_sizes.astype(jnp.float32)
-    return shares.shape[0] * jnp.sum(assigned / jnp.maximum(jnp.sum(assigned), 1.0) * shares)
+    return scores.shape[1] * jnp.sum(assigned / jnp.maximum(jnp.sum(assigned), 1.0) * mean_shares)
 
 
 def router_z_loss(logits: jax.Array) -> jax.Array:
