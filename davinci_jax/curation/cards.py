@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from davinci_jax.curation.documents import CURATED, documents_path
+from davinci_jax.curation.figures import show_tokens
 from davinci_jax.curation.funnel import read_card
 from davinci_jax.experiment import CuratedSource, CurationConfig, Experiment, Source
 
@@ -66,24 +67,6 @@ def print_cards(config: CurationConfig | Experiment, as_json: bool = False, cons
     console.print(table, soft_wrap=False)
     counted = sorted({card["tokens_by"] for card in cards})
     console.print(f"tokens: {', '.join(counted)}", highlight=False, soft_wrap=True)
-
-
-def show_tokens(tokens: float | None) -> str:
-    """Returns a count as table 2 prints it: 4.28 T, 187 B, 5.20 M."""
-    if tokens is None:
-        return ""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if tokens >= size:
-            return f"{tokens / size:.3g} {unit}"
-    return f"{tokens:,.0f}"
-
-
-def show_bytes(size: float) -> str:
-    """Returns a size with the unit that it has a digit before the point of: 12 B, 3.4 kB, 1.3 GB."""
-    for unit_size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit_size:
-            return f"{size / unit_size:.1f} {unit}"
-    return f"{size:,.0f} B"
 
 
 def show_stages(stages: list[str] | tuple[str, ...] | None) -> str:

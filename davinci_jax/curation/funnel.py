@@ -12,6 +12,7 @@ from typing import Any
 
 from davinci_jax.curation.account import merge_samples
 from davinci_jax.curation.documents import json_line
+from davinci_jax.curation.figures import show_bytes, show_tokens
 from davinci_jax.curation.pipeline import add_counts
 from davinci_jax.experiment.data import LEVELS
 from davinci_jax.files import write_atomically
@@ -186,15 +187,18 @@ def why_empty(folder: pathlib.Path, funnel: dict[str, Any]) -> str:
         return "no document is left, and none was rejected"
     most = max(range(len(steps)), key=lambda n: steps[n]["rejected"])
     removed = read_samples(folder, "removed") or ()
-    reasons = collections.Counter(record["reason"] for record in removed if record.get("step") == most)
-    often = "".join(f" ({_one_line(reason)})" for reason, _ in reasons.most_common(1))
+    kinds: dict[str, list[str]] = {}
+    for record in removed:
+        if record.get("step") == most:  # what stands behind a colon differs from document to document
+            kinds.setdefault(record["reason"].split(":")[0], []).append(record["reason"])
+    often = f" ({_one_line(max(kinds.values(), key=len)[0])})" if kinds else ""
     rejects = folder / "rejects"
     return f"no document is left: {total:,} rejected, most often by {steps[most]['operation']}{often}; see {rejects}"
 
 
 def show_funnel(steps: Sequence[dict[str, Any]]) -> str:
     """Returns the funnel as a table of one line an operation."""
-    rows = [("level", "operation", *("documents", "megabytes", "M tokens"), "rejected", "failed", "seconds")]
+    rows = [("level", "operation", *("documents", "bytes", "tokens"), "rejected", "failed", "seconds")]
     rows += map(_shown, steps)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -209,8 +213,8 @@ def _shown(step: dict[str, Any]) -> tuple[str, ...]:
         step["level"],
         step["operation"],
         f"{step['documents_in']} -> {step['documents_out']:>7}",
-        f"{step['bytes_in'] / 1e6:.2f} -> {step['bytes_out'] / 1e6:>7.2f}",
-        f"{step['tokens_in'] / 1e6:.2f} -> {step['tokens_out'] / 1e6:>7.2f}",
+        f"{show_bytes(step['bytes_in'])} -> {show_bytes(step['bytes_out']):>8}",
+        f"{show_tokens(step['tokens_in'])} -> {show_tokens(step['tokens_out']):>6}",
         str(step["rejected"]),
         str(step["failed"]),
         f"{step['seconds']:.1f}",

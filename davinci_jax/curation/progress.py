@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from davinci_jax.curation.figures import show_bytes, show_count
 from davinci_jax.curation.inputs import Plan
 from davinci_jax.curation.tasks import read_counts
 
@@ -29,11 +30,10 @@ _LINE_SECONDS = 60.0  # where the console is no terminal
 def show_prepared(prepared: Prepared, whole: Sequence[bool], console: Console) -> None:
     """Prints the files of a source and its stages: what is there, what will be computed."""
     source, plan = prepared.source, prepared.plan
-    tasks = "1 task" if len(plan.tasks) == 1 else f"{len(plan.tasks):,} tasks"
-    files = "1 file" if plan.files == 1 else f"{plan.files:,} files"
+    tasks, files = show_count(len(plan.tasks), "task"), show_count(plan.files, "file")
     console.print(
         f"[bold]{source.name}[/]  {source.domain}, {source.level} as declared; "
-        f"{files}, {plan.bytes / 1e6:,.1f} MB in {tasks}; recipe {prepared.result.name}",
+        f"{files}, {show_bytes(plan.bytes)} in {tasks}; recipe {prepared.result.name}",
         highlight=False,
         soft_wrap=True,
     )
@@ -100,7 +100,9 @@ class Progress:
             done = [int(mark.name) for mark in marks.iterdir()] if marks.is_dir() else []
             parts, documents = self._running()
             documents += sum(map(self._documents, done))
-            note = f"{len(done):,} of {self._work.tasks:,} tasks" + (f", {documents:,} documents" if documents else "")
+            note = f"{len(done):,} of {show_count(self._work.tasks, 'task')}" + (
+                f", {show_count(documents, 'document')}" if documents else ""
+            )
             if self._bar.disable:
                 line = f"{self._title}  {note}, {(time.monotonic() - started) / 60:,.0f} min"
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 import jinja2
 
-from davinci_jax.curation.cards import read_cards, show_bytes, show_stages, show_tokens
+from davinci_jax.curation.cards import read_cards, show_stages
 from davinci_jax.curation.documents import CURATED
+from davinci_jax.curation.figures import show_bytes, show_tokens
 from davinci_jax.curation.funnel import read_card, read_funnel, read_samples
 from davinci_jax.experiment import CuratedSource, CurationConfig
 from davinci_jax.experiment.data import LEVELS

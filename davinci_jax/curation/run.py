@@ -16,6 +16,7 @@ from rich.console import Console
 import davinci_jax
 from davinci_jax.curation import funnel as funnels
 from davinci_jax.curation.documents import CURATED
+from davinci_jax.curation.figures import show_bytes, show_count
 from davinci_jax.curation.inputs import Plan, Reader, field, make_plan
 from davinci_jax.curation.interrupt import stoppable
 from davinci_jax.curation.registry import build, build_reader
@@ -197,7 +198,7 @@ def _complete(prepared: Prepared, jobs: Sequence[StageJob], built: bool, console
     if built:
         _tell(console, funnels.show_funnel(known["steps"]))
     state = f"{'made' if built else 'up to date'}: {prepared.result}"
-    made = f"{known['documents']:,} documents, {known['bytes'] / 1e6:,.1f} MB {state}"
+    made = f"{show_count(known['documents'], 'document')}, {show_bytes(known['bytes'])} {state}"
     for line in (made, *notes):
         _tell(console, f"{prepared.source.name}: {line}")
     return known
@@ -269,7 +270,7 @@ def _point(prepared: Prepared, funnel: dict[str, Any]) -> list[str]:
     if not funnel["documents"]:
         notes.append(funnels.why_empty(prepared.result, funnel))
     if notes and earlier.get("documents"):
-        notes.append(f"{link} still leads to the result before, of {earlier['documents']:,} documents")
+        notes.append(f"{link} still leads to the result before, of {show_count(earlier['documents'], 'document')}")
     else:
         funnels.point(link, prepared.result.name)
     return notes

@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from davinci_jax.cli import main
-from davinci_jax.curation.cards import print_cards, read_cards, show_bytes, show_stages, show_tokens
+from davinci_jax.curation.cards import print_cards, read_cards, show_stages
 from davinci_jax.curation.documents import read_documents
+from davinci_jax.curation.figures import show_bytes, show_count, show_tokens
 from davinci_jax.curation.funnel import show_funnel
 from davinci_jax.curation.origin import find_origin
 from davinci_jax.curation.report import write_report
@@ -84,10 +85,10 @@ def test_the_plan_is_shown_before_and_the_funnel_after(made):
     assert funnel.split()[:5] == ["L2", "drop-short", "7", "->", "6"]
     step = json.loads((results[0].folder / "funnel.json").read_text())["steps"][-1]
     step |= {"tokens_in": 7_650_000, "tokens_out": 4_320_000, "failed": 3}
-    assert show_funnel([step]).splitlines()[1].split()[8:13] == ["7.65", "->", "4.32", "1", "3"]
-    head = next(line for line in lines if "M tokens" in line)
+    assert show_funnel([step]).splitlines()[1].split()[10:17] == ["7.65", "M", "->", "4.32", "M", "1", "3"]
+    head = next(line for line in lines if "rejected" in line)
     assert re.split("  +", head.strip()) == [
-        "level", "operation", "documents", "megabytes", "M tokens", "rejected", "failed", "seconds",
+        "level", "operation", "documents", "bytes", "tokens", "rejected", "failed", "seconds",
     ]  # fmt: skip
     assert head.index("rejected") + len("rejected") == funnel.index(" 1 ", 60) + 2
 
@@ -289,6 +290,7 @@ def test_cards_say_what_table_2_says(made, capsys, tmp_path):
     assert sorted(cards) == sorted(source.name for source in experiment.data.sources)
     assert show_tokens(cards["nemotron-cc-v1"]["tokens"]) == "4.28 T"
     assert [show_bytes(size) for size in (0, 999, 1e4, 7.6e9)] == ["0 B", "999 B", "10.0 kB", "7.6 GB"]
+    assert [show_count(n, "document") for n in (0, 1, 2310)] == ["0 documents", "1 document", "2,310 documents"]
     assert show_stages(cards["nemotron-cc-v1-synthetic-qa"]["stages"]) == "pool only"
 
 
