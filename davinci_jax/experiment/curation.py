@@ -146,7 +146,7 @@ class CurationConfig:
       workers: tasks at a time; 0 means one for each core. The result does not depend on it.
       executor: "local" runs on this machine, "ray" on a Ray cluster, "slurm" hands jobs to Slurm.
       slurm: how jobs run on Slurm; needed for that executor only.
-      task_bytes: bytes of input files that one task takes, as they lie on disk; a file is never cut in two.
+      task_bytes: the most bytes of input files that one task takes, as they lie on disk; a file is never cut in two.
       tokenizer: a tokenizer file with which the tokens of the funnel are counted; `None`: bytes / 4 is shown.
     """
 
