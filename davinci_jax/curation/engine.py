@@ -37,10 +37,12 @@ from davinci_jax.curation.tasks import (
     digests_before,
     file_digest,
     files_digest,
+    folder_files,
     forget_if_damaged,
     input_digests,
     is_collected,
     is_done,
+    is_reduced,
     joint_digest,
     read_counts,
     remove_rejects,
@@ -255,7 +257,9 @@ class Collect(PipelineStep):
             begin(operation)
             operation.collect(remembered(operation, documents, failed), folder)
             seconds = time.perf_counter() - started - documents.seconds
-        Notes(seconds, failed, _output_digest(self._before, rank)).write(self._corpus.notes(f"{rank:06d}"))
+            files = folder_files(folder)
+        digest = _output_digest(self._before, rank)
+        Notes(seconds, failed, digest, files).write(self._corpus.notes(f"{rank:06d}"))
 
 
 class Reduce(PipelineStep):
@@ -275,7 +279,9 @@ class Reduce(PipelineStep):
             started = time.perf_counter()
             build(self._step).reduce(collected, folder)
             seconds = time.perf_counter() - started
-        Notes(seconds, {}, joint_digest([known.input_digest for known in notes])).write(self._corpus.notes(REDUCE))
+            files = folder_files(folder)
+        digest = joint_digest([known.input_digest for known in notes])
+        Notes(seconds, {}, digest, files).write(self._corpus.notes(REDUCE))
 
 
 def works(job: StageJob, plan: Plan) -> list[Work]:
@@ -293,10 +299,6 @@ def works(job: StageJob, plan: Plan) -> list[Work]:
 def _corpus_works(job: StageJob, before: list[str | None], size: int) -> list[Work]:
     step, corpus, joint = job.stage.steps[0], job.corpus, joint_digest(before)
 
-    def is_reduced(_: int) -> bool:
-        known = Notes.load(corpus.notes(REDUCE))
-        return corpus.reduced.is_dir() and known is not None and known.input_digest == joint
-
     return [
         Work(
             f"{step.operation}: collect",
@@ -313,7 +315,7 @@ def _corpus_works(job: StageJob, before: list[str | None], size: int) -> list[Wo
             [Reduce(step, corpus, len(before))],
             1,
             corpus.reduce_logs,
-            is_reduced,
+            lambda _: is_reduced(corpus, joint),
             lambda: _remove_temporary(corpus.folder),
             0,
             None,
@@ -361,12 +363,15 @@ def _output_digest(paths: Paths, task: int) -> str:
 
 @contextlib.contextmanager
 def _new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives an empty folder that is renamed at the end."""
+    """Gives an empty folder that is renamed at the end, its files forced to disk."""
     new = folder.with_name(f".{folder.name}.{os.uname().nodename}.{os.getpid()}")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
         yield new
+        for file in filter(pathlib.Path.is_file, new.rglob("*")):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
     finally:

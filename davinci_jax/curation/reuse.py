@@ -89,10 +89,17 @@ def _collected(job: StageJob, corpus: CorpusPaths) -> Iterator[_Found]:
 
 
 def _link_collected(corpus: CorpusPaths, number: str, target: CorpusPaths, task: int) -> bool:
+    known, source = Notes.load(corpus.notes(number)), corpus.collected(int(number))
+    if known is None or not known.fit(source):
+        return False
+    if any(file_digest(source / name) != digest for name, (_, digest) in known.files.items()):
+        return False
     folder, notes = target.collected(task), target.notes(f"{task:06d}")
     notes.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(corpus.collected(int(number)), folder, copy_function=_link)
+    folder.mkdir(parents=True)
+    for name in known.files:
+        _link(source / name, folder / name)
     _link(corpus.notes(number), notes)
     return True
 

@@ -133,11 +133,13 @@ class Notes(NamedTuple):
       seconds: that the pass took, for the funnel.
       failed: see `corpus.remembered`.
       input_digest: of the documents that it was made of.
+      files: what the pass has left: name below its folder, bytes and digest of each.
     """
 
     seconds: float
     failed: dict[int, str]
     input_digest: str
+    files: dict[str, tuple[int, str]]
 
     def write(self, file: pathlib.Path) -> None:
         file.parent.mkdir(exist_ok=True)
@@ -149,9 +151,17 @@ class Notes(NamedTuple):
         try:
             fields = json.loads(file.read_text(encoding="utf-8"))
             failed = {int(number): why for number, why in fields["failed"].items()}
-            return cls(fields["seconds"], failed, fields["input_digest"])
+            files = {name: (size, digest) for name, (size, digest) in fields["files"].items()}
+            return cls(fields["seconds"], failed, fields["input_digest"], files)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
+
+    def fit(self, folder: pathlib.Path) -> bool:
+        """Whether the files in a folder are there with their sizes."""
+        try:
+            return all((folder / name).stat().st_size == size for name, (size, _) in self.files.items())
+        except OSError:
+            return False
 
 
 def read_counts(paths: Paths, task: int) -> dict[str, Any] | None:
@@ -181,6 +191,12 @@ def file_digest(file: pathlib.Path) -> str:
     """Returns 32 hex digits of a file's bytes."""
     with file.open("rb") as data:
         return hashlib.file_digest(data, "sha256").hexdigest()[:32]
+
+
+def folder_files(folder: pathlib.Path) -> dict[str, tuple[int, str]]:
+    """Returns the files of a folder as `Notes` holds them."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): (file.stat().st_size, file_digest(file)) for file in files}
 
 
 def joint_digest(digests: Sequence[str | None]) -> str | None:
@@ -221,8 +237,14 @@ def is_done(paths: Paths, task: int, input_digest: str | None) -> bool:
 
 def is_collected(corpus: CorpusPaths, task: int, input_digest: str | None) -> bool:
     """Whether the first pass of a corpus operation has left what it collects of a task's documents."""
-    known = Notes.load(corpus.notes(f"{task:06d}"))
-    return corpus.collected(task).is_dir() and known is not None and known.input_digest == input_digest
+    folder, known = corpus.collected(task), Notes.load(corpus.notes(f"{task:06d}"))
+    return known is not None and known.input_digest == input_digest and folder.is_dir() and known.fit(folder)
+
+
+def is_reduced(corpus: CorpusPaths, input_digest: str | None) -> bool:
+    """Whether the second pass of a corpus operation has left what it makes of all that was collected."""
+    folder, known = corpus.reduced, Notes.load(corpus.notes(REDUCE))
+    return known is not None and known.input_digest == input_digest and folder.is_dir() and known.fit(folder)
 
 
 def is_whole(job: StageJob, plan: Plan) -> bool:

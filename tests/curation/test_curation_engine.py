@@ -308,6 +308,16 @@ def test_what_is_damaged_in_an_earlier_result_is_not_taken_over(raw):
     assert shouted_again(raw) == 11
 
 
+@pytest.mark.parametrize(
+    "damage", [os.unlink, lambda file: os.truncate(file, 0), lambda file: file.write_bytes(file.read_bytes().lower())]
+)
+def test_what_is_damaged_of_an_earlier_collection_is_collected_again(raw, damage):
+    [corpus] = run(config(raw)).folder.parent.glob("corpus-*")
+    for file in corpus.glob("collected/*/texts"):
+        damage(file)
+    shouted_again(raw)
+
+
 def test_tasks_whose_tokens_are_counted_otherwise_are_not_taken_over(raw):
     run(config(raw))
     file = str(raw.parent / "words.json")
@@ -452,7 +462,9 @@ def test_trouble_with_files_in_a_corpus_operation_stops_the_run(raw, fails):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("missing", ["documents", "counts", "completions", "collected", "notes", "reduced", "sense"])
+@pytest.mark.parametrize(
+    "missing", ["documents", "counts", "completions", "collected", "notes", "reduced", "sense", "bytes"]
+)
 def test_what_a_kill_left_undone_is_done(raw, missing):
     first = run(config(raw))
     good, folder = content(first.folder), first.folder.parent
@@ -475,6 +487,10 @@ def test_what_a_kill_left_undone_is_done(raw, missing):
             file.write_text(("[]", "{}", "3", '{"failed": 3}')[number % 4])
     elif missing == "reduced":  # killed between the first pass and the second
         shutil.rmtree(corpus / "reduced")
+        shutil.rmtree(first.folder / "counts")
+    elif missing == "bytes":  # a power cut left names alone
+        for file in [*corpus.glob("collected/*/*"), *corpus.glob("reduced/*")]:
+            os.truncate(file, 0)
         shutil.rmtree(first.folder / "counts")
     else:
         left = corpus / "collected" / ".000001.somewhere.77"
