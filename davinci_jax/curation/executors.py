@@ -22,7 +22,7 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
-from davinci_jax.curation.interrupt import held_back
+from davinci_jax.curation.interrupt import check, held_back
 from davinci_jax.curation.tasks import Paths, StageJob
 from davinci_jax.errors import DataError, UserError
 from davinci_jax.experiment.curation import CurationConfig
@@ -75,6 +75,7 @@ def execute(config: CurationConfig, work: Work, depends: PipelineExecutor | None
     try:
         executor.run()
     except Exception as error:
+        check()  # a signal to the whole group ends the workers first, and what fails then hides that it has come
         raise _failure(work, error) from error
     if config.executor == "slurm":
         write_atomically(work.logs / _SLURM_FILE, str(executor.job_id))  # of several arrays the one that ends last

@@ -128,10 +128,15 @@ def hearing(group, number):
     return {process for process, mask in masks.items() if not mask >> (number - 1) & 1}
 
 
-# Ctrl-C of a terminal goes to all processes, SIGTERM of a scheduler often to the first alone.
+# Ctrl-C of a terminal goes to all processes, SIGTERM of a scheduler to all or to the first alone.
 @pytest.mark.parametrize(
     ("workers", "send", "number"),
-    [(1, os.killpg, signal.SIGINT), (2, os.killpg, signal.SIGINT), (2, os.kill, signal.SIGTERM)],
+    [
+        (1, os.killpg, signal.SIGINT),
+        (2, os.killpg, signal.SIGINT),
+        (2, os.kill, signal.SIGTERM),
+        (2, os.killpg, signal.SIGTERM),
+    ],
 )
 def test_a_run_that_is_told_to_stop_leaves_nobody_behind_and_continues(raw, tmp_path, workers, send, number):
     reference = content(run(write_config(tmp_path, raw, "whole")).folder)
