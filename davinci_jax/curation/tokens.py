@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pathlib
 
 from davinci_jax.curation.documents import Document
 from davinci_jax.errors import DataError
+from davinci_jax.files import version
 
 BYTES_PER_TOKEN = 4.0  # where no tokenizer is named; English text with a vocabulary of 150,000 comes close to it
 _FIRST, _SHARE = 32, 16  # the first 32 documents of a task are counted, then one in 16
 
 
 def counted_by(file: str | None) -> str:
-    """Returns what funnels and cards call a way to count: the `tokenizer.json`, or bytes where there is none."""
-    return file or "bytes / 4"
+    """Returns what funnels and cards call a way to count: the `tokenizer.json`, or bytes where there is none.
+
+    A few digits tell its content from that of another file that lies there another time.
+    """
+    return f"{file} ({_digest(version(pathlib.Path(file)))})" if file else "bytes / 4"
+
+
+@functools.cache
+def _digest(at: tuple[str, int, int]) -> str:
+    return hashlib.sha256(pathlib.Path(at[0]).read_bytes()).hexdigest()[:8]
 
 
 class TokenCounter:

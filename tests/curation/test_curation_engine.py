@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import glob
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -322,6 +323,14 @@ def test_tasks_whose_tokens_are_counted_otherwise_are_not_taken_over(raw):
     run(config(raw))
     file = str(raw.parent / "words.json")
     tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(file)
+    assert shouted_again(raw, tokenizer=file) == 11
+
+
+def test_tasks_whose_tokens_an_earlier_file_of_this_name_has_counted_are_not_taken_over(raw):
+    file = str(raw.parent / "words.json")
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(file)
+    run(config(raw, tokenizer=file))
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"[NONE]": 0}, unk_token="[NONE]")).save(file)
     assert shouted_again(raw, tokenizer=file) == 11
 
 
@@ -645,6 +654,7 @@ def test_a_tokenizer_that_comes_later_is_told_and_never_speaks_for_what_bytes_co
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     file = str(raw.parent / "words.json")
     words.save(file)
+    name = f"{file} ({hashlib.sha256((raw.parent / 'words.json').read_bytes()).hexdigest()[:8]})"
 
     def told(recipe, **changes):
         [result] = curate(config(raw, recipe, **changes), Console(file=(out := io.StringIO()), width=1000))
@@ -658,11 +668,11 @@ def test_a_tokenizer_that_comes_later_is_told_and_never_speaks_for_what_bytes_co
     assert lines == []
     again, [line] = told(recipe, tokenizer=file)
     assert not again.built
-    assert f"s: its tokens are counted by bytes / 4, not by {file}; to count them again, remove" in line
+    assert f"s: its tokens are counted by bytes / 4, not by {name}; to count them again, remove" in line
     # Another last step: its tokens are counted by the tokenizer, those before it were not.
     edited = (*RECIPE[:2], Step("judge", ending="?"))
     mixed, [line] = told(edited, tokenizer=file)
-    assert mixed.funnel["tokens_by"] == f"mixed: acquire, decode-utf8, shout by bytes / 4; judge by {file}"
+    assert mixed.funnel["tokens_by"] == f"mixed: acquire, decode-utf8, shout by bytes / 4; judge by {name}"
     # The remedy is the one that the line names, and leaves the documents as they were.
     folders = line.split(" remove ")[1].split(" and start")[0].split()
     assert len(folders) == 1
@@ -672,7 +682,7 @@ def test_a_tokenizer_that_comes_later_is_told_and_never_speaks_for_what_bytes_co
         shutil.rmtree(folder)
     counted, lines = told(edited, tokenizer=file)
     assert lines == []
-    assert counted.funnel["tokens_by"] == file
+    assert counted.funnel["tokens_by"] == name
     assert records(counted.folder / "documents") == before
 
 
