@@ -114,15 +114,16 @@ def make_plan(source: CuratedSource, build: Callable[[Input, str], Reader], task
 def _task_end(items: Sequence[tuple[int, Item]], begin: int, task_bytes: int) -> int:
     """Returns where the task ends that begins with an item.
 
-    From half of `task_bytes` on it ends behind the file whose path has the smallest hash. So a file that is added or
-    removed moves the ends of a few tasks only: those after it soon end where they did, and can be used again.
+    From a quarter of `task_bytes` on it ends behind the file whose path has the smallest hash. So a file that is added
+    or removed moves the ends of a few tasks only: those after it soon end where they did, and can be used again. From
+    half on, tasks of two files each would have no choice, and never end where they did.
     """
     size, ends = 0, []
     for end in range(begin + 1, len(items) + 1):
         size += items[end - 1][1].size
         if size > task_bytes and end > begin + 1:
             return min(ends, key=lambda end: _path_hash(items[end - 1][1])) if ends else end - 1
-        if 2 * size >= task_bytes:
+        if 4 * size >= task_bytes:
             ends.append(end)
     return len(items)
 

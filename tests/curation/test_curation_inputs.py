@@ -8,8 +8,10 @@ import json
 import lzma
 import os
 import pathlib
+import random
 import tarfile
 import tracemalloc
+import types
 import uuid
 import zipfile
 
@@ -27,6 +29,7 @@ from rich.console import Console
 from davinci_jax.curation import archives, inputs, readers, unpacking
 from davinci_jax.curation.documents import Document
 from davinci_jax.curation.inputs import acquire, make_plan
+from davinci_jax.curation.places import Item
 from davinci_jax.curation.registry import build_reader
 from davinci_jax.curation.run import curate
 from davinci_jax.errors import DataError
@@ -683,22 +686,27 @@ def test_tasks_are_cut_by_bytes_and_hold_every_file_once(tmp_path):
     assert (plan.files, plan.bytes) == (10, 450)
 
 
-def test_a_file_more_or_less_leaves_most_tasks_as_they_were(tmp_path):
-    given = Input(kind="folder", path=str(tmp_path))
+@pytest.mark.parametrize(
+    "sizes", [(1,), (7, 17), (10,), (12,), (12, 16), (20,), (22,), (25,), (22, 31), (31,), (1, 64)]
+)
+def test_a_file_more_or_less_leaves_most_tasks_as_they_were(sizes):
+    """However many files of these sizes make a task of 64 bytes."""
+    given = Input(kind="folder", path="any")
     source = CuratedSource(name="s", domain="D", level="L0", inputs=(given,), recipe=())
+    chance = random.Random(0)
+    items = [Item(f"{n:03d}.txt", chance.randint(sizes[0], sizes[-1])) for n in range(400)]
+    reader = types.SimpleNamespace(items=lambda _: items)
 
     def tasks():
-        return set(make_plan(source, build_reader, 100).to_lines())
+        return set(make_plan(source, lambda *_: reader, 64).to_lines())
 
-    for n in range(200):
-        (tmp_path / f"{n:03d}.txt").write_bytes(bytes(7 + n % 11))
     before = tasks()
-    assert 24 <= len(before) < 48  # their files have 2,390 bytes
+    total = sum(item.size for item in items)
+    assert total / 64 <= len(before) < 2 * total / 64
     new = []
-    for n in range(0, 200, 10):
-        added = tmp_path / f"{n:03d}-new.txt"
-        added.write_bytes(bytes(13))
+    for n in range(0, 400, 10):
+        items.insert(n, Item(f"{n:03d}-new.txt", sizes[0]))
         new.append(len(tasks() - before))
-        added.unlink()
-    assert max(new) < 10
-    assert sum(new) / len(new) < 4
+        del items[n]
+    assert max(new) < 8
+    assert sum(new) / len(new) < 3
