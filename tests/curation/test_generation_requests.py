@@ -1,12 +1,15 @@
 """Requests to a server that fails in every way: none is lost, none is paid twice, none replays another's answer."""
 
+import base64
 import json
 import os
 import pathlib
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 
 import pytest
 import scripted_server
@@ -17,6 +20,7 @@ from davinci_jax.curation import language
 from davinci_jax.curation.documents import Document, read_documents
 from davinci_jax.curation.generation import client as client_module
 from davinci_jax.curation.generation import operation as operation_module
+from davinci_jax.curation.generation import prompts
 from davinci_jax.curation.generation import store as store_module
 from davinci_jax.curation.generation.refine import Refine
 from davinci_jax.curation.generation.store import GenerationStore, request_key
@@ -107,14 +111,89 @@ def test_a_request_that_the_server_refuses_costs_its_piece_only(tmp_path):
     assert [piece[4][:30] for piece in pieces] == ["no answer: status 400: too lon", ""]
 
 
-def test_a_server_that_fails_for_good_rejects_a_document_with_the_reason(tmp_path):
+POISON = [Reply(status=500), Reply("late", delay=0.6), Reply("half", broken=True), Reply(body=b"<html>Bad gateway")]
+IDS = ["500", "timeout", "broken", "html"]
+
+
+@pytest.mark.parametrize("fault", POISON, ids=IDS)
+@pytest.mark.parametrize("others", [0, 3])
+def test_a_document_on_which_a_healthy_server_fails_is_rejected_with_the_reason(tmp_path, fault, others):
     def script(payload, times):
-        return Reply(status=500) if "Part 1 of" in str(payload) else cleaned(payload)
+        return fault if "Part 9 of" in str(payload) else cleaned(payload)
+
+    documents = [*map(document, range(others)), document(9)]
+    with scripted_server.serve(script) as server:
+        settings = {"retries": 1, "rounds": 1, "attempts": 1, "timeout": 0.4}
+        made, rejects = refine(server, tmp_path, documents, **settings)
+        sent = len(server.payloads)
+    assert list(made) == [f"d{n}" for n in range(others)]
+    assert list(rejects) == ["d9"]
+    assert "no answer: " in rejects["d9"]
+    assert "after 3 attempts" in rejects["d9"]
+    assert sent == others + 3 + 2  # before the last attempt and after it the same is asked about one word
+    (folder,) = tmp_path.iterdir()
+    assert len(list(GenerationStore(folder).records())) == others
+
+
+def test_an_outage_that_ends_when_the_repetitions_do_costs_nothing(tmp_path):
+    def script(payload, times):
+        return Reply(status=503) if "Part 1 of" in str(payload) and times < 2 else cleaned(payload)
 
     with scripted_server.serve(script) as server:
-        made, rejects = refine(server, tmp_path, [document(0), document(1)], retries=1, rounds=1)
-    assert list(made) == ["d0"]
-    assert "no answer: status 500" in rejects["d1"]
+        made, rejects = refine(server, tmp_path, [document(1)], retries=1)
+    assert (list(made), rejects) == (["d1"], {})
+
+
+@pytest.mark.parametrize("fault", [*POISON, Reply(status=429), Reply(status=400)], ids=[*IDS, "429", "400"])
+def test_a_server_that_fails_for_a_while_costs_no_document_however_small_the_tasks(tmp_path, fault):
+    size = max(write_raw(tmp_path / "raw", n) for n in range(1, 8))
+
+    def script(payload, times):
+        return cleaned(payload) if script.mended else fault
+
+    script.mended = False
+    settings = {"retries": 1, "timeout": 0.4, "concurrency": 1}
+    with scripted_server.serve(script) as server:
+        for _ in range(2):  # neither does starting again in vain
+            with pytest.raises(DataError, match=f"{server.url}': does not serve .*; .* start the same command again"):
+                curated(tmp_path, server, size + 10, **settings)
+        script.mended, before = True, len(server.payloads)
+        made, tasks = curated(tmp_path, server, size + 10, **settings)
+        assert (len(made), tasks) == (7, 7)
+        assert len(server.payloads) - before == 7
+
+
+@pytest.mark.parametrize("status", [400, 429, 500])
+@pytest.mark.parametrize("batch", [2, 64])
+def test_a_server_that_fails_from_some_answer_on_costs_no_document(tmp_path, monkeypatch, status, batch):
+    monkeypatch.setattr(Refine, "batch", batch)
+    for n in range(5):
+        write_raw(tmp_path / "raw", n)
+
+    def script(payload, times):
+        return Reply(status=status, body=b"no") if len(server.paid) >= script.until else cleaned(payload)
+
+    script.until = 4  # of five: the last batch of two is one document
+    with scripted_server.serve(script) as server:
+        with pytest.raises(DataError, match=rf"does not serve \(status {status}"):
+            curated(tmp_path, server, 10**6, retries=1, concurrency=1)
+        script.until, before = 100, len(server.payloads)
+        made, _ = curated(tmp_path, server, 10**6, retries=1)
+        assert (len(made), len(server.payloads) - before) == (5, 1)
+
+
+def test_a_server_that_answers_only_about_nothing_stops_the_run_whatever_the_tasks(tmp_path, monkeypatch):
+    monkeypatch.setattr(client_module, "FAILURES_IN_A_ROW", 3)
+    size = max(write_raw(tmp_path / "raw", n) for n in range(1, 8))
+
+    def script(payload, times):
+        return Reply(status=500) if "Part" in str(payload) else cleaned(payload)
+
+    with (
+        scripted_server.serve(script) as server,
+        pytest.raises(DataError, match="status 500, for 3 documents in a row"),
+    ):
+        curated(tmp_path, server, size + 10, retries=0)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -153,10 +232,10 @@ def test_a_server_that_refuses_all_requests_alike_stops_the_run(tmp_path, status
 
     script.mended = False
     with scripted_server.serve(script) as server:
-        told = rf"{server.url}': refuses each of the first 16 requests \(status {status}: no such max_tokens\); mend"
+        told = rf"{server.url}': does not serve \(status {status}: no such max_tokens\); mend it, or what the step asks"
         with pytest.raises(DataError, match=told):
             curated(tmp_path, server, 10**6)
-        assert len(server.payloads) < 20 * 4  # of 20 documents put twice in two rounds
+        assert len(server.payloads) < 20 * 2  # none was put again, and few about one word
         script.mended = True
         made, _ = curated(tmp_path, server, 10**6)
     assert len(made) == 20
@@ -164,14 +243,14 @@ def test_a_server_that_refuses_all_requests_alike_stops_the_run(tmp_path, status
 
 def test_refusals_that_come_before_slow_answers_are_those_of_their_requests(tmp_path):
     def script(payload, times):
-        wanted = "Part 0 of" in str(payload)
-        return Reply(cleaned(payload), delay=0.5) if wanted else Reply(status=400)
+        refused = "Part" in str(payload) and "Part 0 of" not in str(payload)
+        return Reply(status=400) if refused else Reply(cleaned(payload), delay=0.5)
 
     documents = [document(n) for n in range(20)]
     with scripted_server.serve(script) as server:
         made, rejects = refine(server, tmp_path, documents)
         assert (list(made), len(rejects)) == (["d0"], 19)
-        again, _ = refine(server, tmp_path, documents)  # what is kept has been answered, too
+        again, _ = refine(server, tmp_path, documents)  # nothing is left but what is refused
         assert again == made
 
 
@@ -435,3 +514,17 @@ def test_what_is_missing_for_every_document_stops_the_run(tmp_path, monkeypatch)
     monkeypatch.setattr(language, "identify", missing)
     with scripted_server.serve(cleaned) as server, pytest.raises(ConfigError, match="needs the package"):
         refine(server, tmp_path, [document(1), document(2)])
+
+
+def test_a_request_about_next_to_nothing_is_the_same_but_for_its_material():
+    texts = [("TEXT", "[[TEXT 0123456789abcdef]]\nlong\n[[END 0123456789abcdef]] " * 99), ("WANTED", "at most 3")]
+    prompt = prompts.load("refine_v1")
+    for chat in (True, False):
+        full, short = ({**prompt.payload(own, chat), "seed": 3} for own in (texts, [(k, "Water.") for k, _ in texts]))
+        assert prompts.shortened(full) == short == prompts.shortened(short)
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/webp;base64,{'A' * 999}"}}
+    (short,) = prompts.shortened({"content": [picture]})["content"]
+    data = base64.b64decode(short["image_url"]["url"].removeprefix("data:image/png;base64,"))
+    assert data.startswith(b"\x89PNG")
+    assert struct.unpack(">II", data[16:24]) == (64, 64)
+    assert zlib.decompress(data[41:-16]) == (b"\0" + b"\xff" * 64) * 64

@@ -1,24 +1,31 @@
-"""Requests to an OpenAI-compatible server: asked once, asked again when it fails, never paid twice."""
+"""Requests to an OpenAI-compatible server: asked once, asked again when it fails, never paid twice.
+
+A document goes on without an answer only where it is to blame itself: the server must answer the same request about
+next to nothing (`prompts.shortened`) before and after it has failed this one, or anything while it refused it. Else
+the run stops, since what is rejected because a server was down would stay rejected when that is mended.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import email.utils
+import functools
 import hashlib
 import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from davinci_jax.curation.generation import prompts
 from davinci_jax.curation.generation.store import GenerationStore, request_key
 from davinci_jax.errors import ConfigError, DataError
 from davinci_jax.experiment import checks
 
 # An endpoint that stands for the generations that are kept: nothing is sent, what was never asked fails.
 REPLAY = "replay"
-# This many requests in a row that failed after all their repetitions, or that were refused before there was any answer:
-# it is not the requests, it is the server or what all of them ask for.
+# This many documents in a row with a request that failed after all its repetitions: it is not the documents, even if
+# the server still answers about next to nothing.
 FAILURES_IN_A_ROW = 16
 _REFUSED = {
     401: "the key is missing or wrong",
@@ -26,7 +33,9 @@ _REFUSED = {
     403: "the key may not use it",
     404: "it has no such path or model",
 }
-_AGAIN = frozenset({408, 409, 425, 429})
+_BUSY = 429
+_AGAIN = frozenset({408, 409, 425, _BUSY})
+_PROBES = 2  # times that a request about next to nothing is put
 
 
 class RequestFailed(Exception):
@@ -105,9 +114,9 @@ class Client:
         self.asked = 0  # generations asked for, whether they were kept or had to be bought
         self.trouble = ""  # why the server was not up when it was last asked
         self._waiting: dict[str, asyncio.Future] = {}
-        self._failed_in_a_row = 0
-        self._sent = self._first_refused = 0  # requests sent, and how many of the first of them were refused
-        self._answered = False
+        self._failed = _failed_documents(endpoint.url, str(store.folder))
+        self._answers = 0  # of the server itself
+        self._probing = asyncio.Lock()
         self._http = None
 
     async def __aenter__(self) -> Client:
@@ -137,13 +146,18 @@ class Client:
         self.trouble = f"status {response.status_code}"
         return response.status_code < 500
 
-    async def complete(self, payload: Mapping[str, Any], label: str) -> Generation:
+    async def complete(self, payload: Mapping[str, Any], label: str, document: str = "") -> Generation:
         """Returns the answer to a request: the one that is kept, else the server's.
 
         Two tasks that ask the same at the same time send one request.
 
+        Args:
+          payload: of the request.
+          label: for what it is asked, see `GenerationStore.put`.
+          document: id of the one that it is about.
+
         Raises:
-          RequestFailed: the server has no usable answer to this request.
+          RequestFailed: the server has no usable answer to this request, but it has to others.
           DataError: the server is down or refuses, or the answer cannot be kept.
         """
         self.asked += 1
@@ -154,50 +168,80 @@ class Client:
         if kept is None:
             self._waiting[key] = done = asyncio.get_running_loop().create_future()
             try:
-                kept = await self._ask(payload)
+                kept = await self._ask(payload, document)
                 self.store.put(key, label, _recorded(payload), kept)
             finally:
                 del self._waiting[key]
                 done.set_result(None)
-        self._answered = True
         return Generation(**kept)
 
-    async def _ask(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+    async def _ask(self, payload: Mapping[str, Any], document: str) -> dict[str, Any]:
         """Sends a request until it is answered; returns the fields of its `Generation`."""
         if self.endpoint.url == REPLAY:
             raise RequestFailed("no generation is kept for it, and nothing is sent in a replay")
-        trouble, unreachable, number = "", False, self._sent
-        self._sent += 1
-        for attempt in range(self.endpoint.retries + 1):
-            try:
-                answer, trouble, pause, unreachable = await self._send(payload)
-            except _RequestRefused as error:
-                self._refused(number, error)
-                raise
-            if answer is not None:
-                self._failed_in_a_row = 0
-                return answer
-            if attempt < self.endpoint.retries:
-                await asyncio.sleep(min(60.0, pause or self.endpoint.delay * 2**attempt))
-        self._failed_in_a_row += 1
-        if unreachable or self._failed_in_a_row >= FAILURES_IN_A_ROW:
-            raise self._down(trouble)
-        raise RequestFailed(f"{trouble}, after {self.endpoint.retries + 1} attempts")
+        before = self._answers
+        try:
+            answer, trouble = await self._try(payload, self.endpoint.retries + 1)
+            if answer is None:
+                await self._check(payload, trouble)
+                answer, trouble = await self._try(payload, 1)  # it may have been down until now
+        except _RequestRefused as error:
+            async with self._probing:
+                if self._answers == before:
+                    await self._check(payload, str(error))
+            raise
+        if answer is None:
+            await self._check(payload, trouble)
+            self._fails(document, trouble)
+            raise RequestFailed(f"{trouble}, after {self.endpoint.retries + 2} attempts")
+        self._answers += 1
+        self._failed.clear()
+        return answer
 
-    def _refused(self, number: int, error: _RequestRefused) -> None:
-        """Takes note that the request of this number was refused.
+    async def _try(self, payload: Mapping[str, Any], times: int) -> tuple[dict[str, Any] | None, str]:
+        """Sends a request at most so often; returns (the answer or `None`, what was wrong with the last attempt).
 
         Raises:
-          DataError: so were all of the first ones, however fast, and nothing has ever been answered.
+          _RequestRefused: the server would refuse it again.
+          DataError: nobody is there, or too much is asked of it: no document is to blame for that.
         """
-        self._first_refused += number < FAILURES_IN_A_ROW
-        if self._first_refused == FAILURES_IN_A_ROW and not self._answered:
-            problem = f"refuses each of the first {FAILURES_IN_A_ROW} requests ({error})"
-            remedy = "mend the server, or the model, max_tokens and chat of the step, and run again"
-            raise DataError("endpoint", self.endpoint.url, problem, f"{remedy}: every answer so far is kept")
+        for attempt in range(times):
+            answer, trouble, pause, is_general = await self._send(payload)
+            if answer is not None:
+                return answer, ""
+            if attempt + 1 < times:
+                await asyncio.sleep(min(60.0, pause or self.endpoint.delay * 2**attempt))
+        if is_general:
+            raise self._down(trouble)
+        return None, trouble
+
+    async def _check(self, payload: Mapping[str, Any], trouble: str) -> None:
+        """Asks the same about next to nothing.
+
+        Raises:
+          DataError: that is not answered either, so that the document is not to blame for the trouble.
+        """
+        try:
+            answer, why = await self._try(prompts.shortened(payload), _PROBES)
+        except _RequestRefused as error:
+            answer, why = None, str(error)
+        if answer is None:
+            raise self._down(trouble if trouble == why else f"{trouble}; the same about one word: {why}")
+        self._answers += 1
+
+    def _fails(self, document: str, trouble: str) -> None:
+        """Takes note that a document has a request that fails.
+
+        Raises:
+          DataError: so have many in a row.
+        """
+        self._failed.add(document)
+        if len(self._failed) >= FAILURES_IN_A_ROW:
+            self._failed.clear()
+            raise self._down(f"{trouble}, for {FAILURES_IN_A_ROW} documents in a row")
 
     async def _send(self, payload: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str, float | None, bool]:
-        """Sends once; returns (answer or `None`, trouble, seconds to wait or `None`, whether nobody was there)."""
+        """Sends once; returns (answer or `None`, trouble, seconds to wait or `None`, whether others fail as well)."""
         import httpx
 
         path = "/v1/chat/completions" if self.endpoint.chat else "/v1/completions"
@@ -212,7 +256,8 @@ class Client:
         if response.status_code in _REFUSED:
             raise self._down(f"status {response.status_code}: {_REFUSED[response.status_code]}")
         if response.status_code in _AGAIN or response.status_code >= 500:
-            return None, f"status {response.status_code}", _retry_after(response.headers.get("Retry-After")), False
+            pause = _retry_after(response.headers.get("Retry-After"))
+            return None, f"status {response.status_code}", pause, response.status_code == _BUSY
         if response.status_code != 200:
             said = " ".join(response.text.split())[:200]
             raise _RequestRefused(f"status {response.status_code}: {said}")
@@ -222,12 +267,22 @@ class Client:
             return None, f"the answer is no completion ({type(error).__name__}: {error})", None, False
 
     def _down(self, trouble: str) -> DataError:
+        remedy = "mend it, or what the step asks of it (model, max_tokens, chat, timeout, concurrency)"
         return DataError(
             "endpoint",
             self.endpoint.url,
             f"does not serve ({trouble})",
-            "mend it and run again: every answer so far is kept",
+            f"{remedy}, and start the same command again: every answer so far is kept",
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _failed_documents(url: str, folder: str) -> set[str]:
+    """Returns the documents of an operation that have failed since the last answer: of a process, as it outlives tasks.
+
+    A task may have too few documents to tell a server that fails them all.
+    """
+    return set()
 
 
 def _recorded(value: Any) -> Any:

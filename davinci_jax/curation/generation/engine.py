@@ -30,8 +30,8 @@ from davinci_jax.curation.generation.client import Client, Generation, RequestFa
 from davinci_jax.errors import DataError, UserError
 
 Rollout = Callable[[Document, Callable[[dict[str, Any], str], Awaitable[Generation]]], Awaitable[Any]]
-# Travels in the payload as far as the client, through a runner that passes nothing else on.
-_LABEL = "davinci_label"
+# Label and document travel in the payload as far as the client, through a runner that passes nothing else on.
+_NOTE = "davinci_note"
 
 
 class RolloutError(Exception):
@@ -67,15 +67,17 @@ def run(client: Client, documents: Sequence[Document], rollout: Rollout, model: 
 async def _guarded(documents: Sequence[Document], rollout: Rollout, results: dict, record: Record, generate) -> bool:
     """A rollout in datatrove's form, which never raises on account of a document."""
 
+    document = documents[int(record.id)]
+
     async def ask(payload: dict[str, Any], label: str) -> Generation:
         try:
-            result = await generate({**payload, _LABEL: label})
+            result = await generate({**payload, _NOTE: (label, document.id)})
         except InferenceError as error:
             raise RequestFailed(str(error.error)) from error
         return result.usage["generation"]
 
     try:
-        results[int(record.id)] = await rollout(documents[int(record.id)], ask)
+        results[int(record.id)] = await rollout(document, ask)
     except (ServerError, asyncio.CancelledError):
         raise
     except UserError as error:  # a package or file that is missing is missing for every document
@@ -128,9 +130,9 @@ class _Server(InferenceServer):
         return await self._client.is_up()
 
     async def _make_request(self, payload: dict[str, Any]) -> dict[str, Any]:
-        label = payload.pop(_LABEL)
+        label, document = payload.pop(_NOTE)
         try:
-            generation = await self._client.complete(payload, label)
+            generation = await self._client.complete(payload, label, document)
         except RequestFailed as error:
             raise InferenceError(None, str(error)) from error
         except DataError as error:

@@ -6,12 +6,19 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from davinci_jax.errors import ConfigError, nearest
 
 FOLDER = pathlib.Path(__file__).with_name("prompts")
+_FENCED = re.compile(r"\[\[(?P<title>[^\n]*?) (?P<code>[0-9a-f]{16})\]\]\n.*?\n\[\[END (?P=code)\]\]", re.DOTALL)
+_WORD = "Water."
+_PICTURE = (  # white, 64 by 64: some models take none below 28
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAAAAACPAi4CAAAAKUlEQVR42u3MQREAAAwCIPuX1hD77SAA6VEEAoFA"
+    "IBAIBAKBQCAQfA8Gpwvw4qrwDDIAAAAASUVORK5CYII="
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +59,17 @@ def fence(title: str, text: str) -> str:
     """Returns a text between two lines that it cannot forge: their code is a digest of the text itself."""
     code = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return f"[[{title} {code}]]\n{text}\n[[END {code}]]"
+
+
+def shortened(value: Any) -> Any:
+    """Returns a request about next to nothing: its fenced texts are one word, its pictures white, the rest the same."""
+    if isinstance(value, Mapping):
+        return {key: shortened(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shortened(item) for item in value]
+    if isinstance(value, str):
+        return _PICTURE if value.startswith("data:") else _FENCED.sub(lambda found: fence(found["title"], _WORD), value)
+    return value
 
 
 @functools.cache
