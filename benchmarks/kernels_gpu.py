@@ -11,7 +11,8 @@ needs beside its arguments and results.
   python benchmarks/kernels_gpu.py --output benchmarks/results/kernels_gpu        on a Hopper GPU, some minutes
   python benchmarks/kernels_gpu.py --tiny                                         anywhere: does it run, are they right
 
-With --record the order of the backends of attention, by time, goes into the table that `backend="auto"` reads.
+With --record the order of the backends of attention and of routing, by time, goes into the tables that
+`backend="auto"` reads.
 """
 
 from __future__ import annotations
@@ -161,7 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=pathlib.Path, help="name of the files to write, without .json or .md")
     parser.add_argument("--tiny", action="store_true", help="small shapes, on any device")
     parser.add_argument("--only", choices=("attention", "grouped", "routing", "loss"), help="one operation alone")
-    parser.add_argument("--record", action="store_true", help="write the order of the backends of attention")
+    parser.add_argument(
+        "--record", action="store_true", help="write the order of the backends of attention and routing"
+    )
     options = parser.parse_args(arguments)
     if options.record and options.tiny:
         parser.error("--record: times of tiny shapes say nothing")
@@ -185,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
         options.output.with_suffix(".md").write_text(markdown(record))
     if options.record:
-        write_table(rows, pathlib.Path(str(importlib.resources.files(tables))) / "attention_backend.json")
+        write_tables(rows, pathlib.Path(str(importlib.resources.files(tables))))
     return 1 if any(check.right is False and check.implementation == OURS for check in checked) else 0
 
 
@@ -534,14 +537,24 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_table(rows: list[Row], file: pathlib.Path) -> None:
-    """Records, for each kind of mask, the backends of attention by the time of both passes over all lengths."""
+def write_tables(rows: list[Row], folder: pathlib.Path) -> None:
+    """Records the backends of attention for each kind of mask, and those of routing, by their time over all cases."""
+    attention = [row for row in rows if row.case.startswith((FORWARD, BACKWARD))]
+    _write_orders(attention, kind_of, (CUDNN, "cudnn"), folder / "attention_backend.json")
+    routing = [row for row in rows if row.case.startswith("routing")]
+    _write_orders(routing, experts_of, ("xla", "xla"), folder / "routing_backend.json")
+
+
+def _write_orders(rows: list[Row], key: Callable, other: tuple[str, str], file: pathlib.Path) -> None:
+    """The order of our kernels and of another implementation (its name here, its backend), for each key."""
     times: dict[str, dict[str, float]] = collections.defaultdict(lambda: collections.defaultdict(float))
-    for case in {row.case for row in rows if row.case.startswith((FORWARD, BACKWARD))}:
+    for case in {row.case for row in rows}:
         of_case = {row.implementation: row.ms for row in rows if row.case == case and row.ms}
-        if {OURS, CUDNN} <= set(of_case):
-            for name, backend in ((OURS, "pallas"), (CUDNN, "cudnn")):
-                times[kind_of(case)][backend] += of_case[name]
+        if {OURS, other[0]} <= set(of_case):
+            for name, backend in ((OURS, "pallas"), other):
+                times[key(case)][backend] += of_case[name]
+    if not times:
+        return
     table = json.loads(file.read_text()) if file.exists() else {}
     for kind, by_backend in times.items():
         table.setdefault(target.current().family, {})[kind] = {
@@ -559,6 +572,11 @@ def kind_of(case: str) -> str:
     size = case.split("heads of ")[1].split(",")[0]
     mask = "causal" if "causal" in case else "full"
     return f"head{size}/{mask}{'/packed' if 'documents' in case else ''}"
+
+
+def experts_of(case: str) -> str:
+    """The key of the table, from the name of a case of routing."""
+    return f"experts{case.split(' of ')[1].split()[0]}"
 
 
 def versions() -> dict[str, str]:

@@ -215,28 +215,64 @@ def routing_arrays(tokens: int, experts: int) -> tuple[jax.Array, jax.Array]:
     return jax.random.normal(keys[0], (tokens, experts)), 0.1 * jax.random.normal(keys[1], (experts,))
 
 
-def routed(backend: str, top_k: int, logits: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
-    """Experts of each token, their weights, sizes of the groups, and the order by expert."""
-    return pallas_kernels.route(logits, top_k=top_k, score="sigmoid", bias=bias, backend=backend)[:4]
+def routed(
+    backend: str, top_k: int, logits: jax.Array, bias: jax.Array | None, *, score: str = "sigmoid", **options: Any
+) -> tuple[jax.Array, ...]:
+    """Experts of each token, their weights, sizes of the groups, and the order by expert and back."""
+    return pallas_kernels.route(logits, top_k=top_k, bias=bias, score=score, backend=backend, **options)[:5]
 
 
 def routing() -> list[Check]:
     """Checks of the choice and the order, of tokens that are no multiple of what a block takes."""
     logits, bias = routing_arrays(1000, 72)
-    expected = routing_float64(np.asarray(logits, np.float64), np.asarray(bias, np.float64), 5)
-    runs = {"ours": "pallas", "xla": "xla"}
-    return [
-        _check("routing", name, functools.partial(routed, b, 5, logits, bias), expected) for name, b in runs.items()
-    ]
+    cases = {
+        "sigmoid, bias": (bias, {}),
+        "softmax": (None, {"score": "softmax"}),
+        "groups": (bias, {"groups": (9, 3)}),
+        "threshold": (bias, {"threshold": 0.8}),
+        "capacity": (None, {"capacity": 60}),
+    }
+    checks = []
+    for case, (added, options) in cases.items():
+        exact = (np.asarray(logits, np.float64), 0.0 if added is None else np.asarray(added, np.float64))
+        expected = routing_float64(5, *exact, **options)
+        for name, backend in (("ours", "pallas"), ("xla", "xla")):
+            run = functools.partial(routed, backend, 5, logits, added, **options)
+            checks.append(_check(f"routing, {case}", name, run, expected))
+    return checks
 
 
-def routing_float64(logits: np.ndarray, bias: np.ndarray, top_k: int) -> tuple[np.ndarray, ...]:
-    """What `routed` returns."""
-    scores = 1 / (1 + np.exp(-logits))
-    experts = np.argsort(-(scores + bias), axis=1)[:, :top_k]
-    mine = np.take_along_axis(scores, experts, 1)
+def routing_float64(
+    top_k: int,
+    logits: np.ndarray,
+    bias: np.ndarray | float,
+    *,
+    score: str = "sigmoid",
+    groups: tuple[int, int] | None = None,
+    threshold: float = -np.inf,
+    capacity: int | None = None,
+) -> tuple[np.ndarray, ...]:
+    """What `routed` returns, of logits without equal ones."""
+    tokens, number = logits.shape
+    scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) if score == "softmax" else 1 / (1 + np.exp(-logits))
+    biased = scores + bias
+    if groups is not None:
+        parts = biased.reshape(tokens, groups[0], -1)
+        totals = np.sort(parts)[..., -2:].sum(-1)
+        lost = totals < np.sort(totals)[:, -groups[1], None]
+        biased = np.where(lost[..., None], -np.inf, parts).reshape(biased.shape)
+    experts = np.argsort(-biased, axis=1)[:, :top_k]
+    chosen = np.take_along_axis(biased, experts, 1) >= threshold
+    mine = np.where(chosen, np.take_along_axis(scores, experts, 1), 0)
+    weights = mine / np.where(chosen.any(1), mine.sum(1), 1)[:, None]
+    experts = np.where(chosen, experts, number)
+    if capacity is not None:
+        flat = experts.reshape(-1)
+        rank = np.array([np.count_nonzero(flat[:i] == expert) for i, expert in enumerate(flat)]).reshape(experts.shape)
+        experts = np.where(rank < capacity, experts, number)
     order = np.argsort(experts.reshape(-1), kind="stable")
-    return experts, mine / mine.sum(1, keepdims=True), np.bincount(experts.reshape(-1), minlength=len(bias)), order
+    sizes = np.bincount(experts.reshape(-1), minlength=number + 1)[:number]
+    return experts, np.where(experts < number, weights, 0), sizes, order, np.argsort(order)
 
 
 # Cross-entropy

@@ -1,6 +1,5 @@
 """Checks of arguments that several functions share."""
 
-import math
 from typing import Any, Literal
 
 import jax
@@ -8,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.errors import ArgumentError
+
+_LARGEST = float(jnp.finfo(jnp.float32).max)
 
 Backend = Literal["auto", "pallas", "xla"]
 
@@ -56,8 +57,8 @@ def is_integer(value: Any) -> bool:
 
 
 def as_number(function: str, argument: str, value: Any) -> float:
-    """A finite Python number of a Python or NumPy scalar."""
-    if not is_number(value) or not math.isfinite(value):
+    """A Python number of a Python or NumPy scalar, finite in float32."""
+    if not is_number(value) or not abs(value) <= _LARGEST:
         remedy = "give a finite Python or NumPy number, known when the call is traced"
         raise ArgumentError(function, argument, f"is {said(value)}", remedy)
     return float(value)

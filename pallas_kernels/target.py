@@ -106,6 +106,8 @@ def compiling_for(target: Target) -> Iterator[None]:
 def interpreting(target: Target, params: object = None) -> Iterator[None]:
     """Within it, the kernels of `target` run on the CPU, in the interpreter that Pallas has for its platform.
 
+    That of jax 0.10 for Hopper has no transposed operands of tensor cores, which gradients of grouped matmuls use.
+
     Args:
       target: the device to imitate.
       params: `pltpu.InterpretParams` or the interpreter parameters of Mosaic GPU, to detect races for example.

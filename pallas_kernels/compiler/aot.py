@@ -29,6 +29,7 @@ from pallas_kernels.errors import ArgumentError
 
 CACHE = "PALLAS_KERNELS_AOT_CACHE"
 _known: dict[str, "Compiled"] = {}  # libtpu writes no schedule when it compiles a program again in the same process
+_mosaic: dict[str, hopper_report.KernelReport] = {}  # nor does jax a kernel for Hopper, in whatever program
 _COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-nvvm")
 
 
@@ -188,7 +189,8 @@ def _placed(argument: jax.ShapeDtypeStruct, default: Any) -> jax.ShapeDtypeStruc
 
 def _compile(name: str, lowered: jax.stages.Lowered, options: dict[str, Any] | None) -> Compiled:
     target = DEVICES[name].target
-    reports = hopper_report.collect() if target.platform == "gpu" else static_cycles.collect(target.cores)
+    gpu = target.platform == "gpu"
+    reports = hopper_report.collect() if gpu else static_cycles.collect(target.cores)
     started = time.monotonic()
     # An executable made without a device cannot be read back from jax's cache, which would also leave out the reports.
     with _no_jax_cache(), reports as kernels:
@@ -203,7 +205,7 @@ def _compile(name: str, lowered: jax.stages.Lowered, options: dict[str, Any] | N
             aliased=memory.alias_size_in_bytes,
         ),
         text=executable.as_text(),
-        kernels=tuple(kernels),
+        kernels=hopper_report.of_program(executable.as_text(), kernels, _mosaic) if gpu else tuple(kernels),
         seconds=time.monotonic() - started,
     )
 

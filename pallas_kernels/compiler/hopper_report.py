@@ -6,10 +6,11 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _DUMP = "MOSAIC_GPU_DUMP_TO"
+_HASH = re.compile(r'custom_call_target="mosaic_gpu_v2".*?\bkernel_hash = "((?:[^"\\]|\\.)*)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,26 @@ def parse(ptxas: str, ptx: str) -> KernelReport:
             if line.strip() and not re.match(r"ptxas info\s+: (?!\(C)|\s+\d+ bytes stack", line)
         ),
     )
+
+
+def of_program(text: str, compiled: Sequence[KernelReport], known: dict[str, KernelReport]) -> tuple[KernelReport, ...]:
+    """The reports of all kernels of a program, of those too that jax had compiled before: it dumps a kernel only once.
+
+    Args:
+      text: the optimised HLO, whose calls of kernels come in the order in which they are compiled.
+      compiled: the reports of the kernels that were compiled for this program.
+      known: reports by the kernel's hash, to which these are added.
+
+    Raises:
+      LookupError: the process has compiled one of the kernels without `collect`.
+    """
+    hashes = list(dict.fromkeys(_HASH.findall(text)))
+    new = [each for each in hashes if each not in known]
+    if len(new) != len(compiled):
+        problem = f"{len(new) - len(compiled)} of {len(hashes)} kernels were compiled earlier in this process, unseen"
+        raise LookupError(f"{problem}; compile this program in another")
+    known.update(zip(new, compiled, strict=True))
+    return tuple(known[each] for each in hashes)
 
 
 def _ordered(folder: str) -> list[pathlib.Path]:

@@ -71,10 +71,12 @@ def test_the_order_of_backends_is_recorded_where_auto_looks_for_it(tmp_path, mon
         row("attention forward", name, ms, mask="full") for name, ms in (("ours", 3.0), ("cudnn", 2.0), ("xla", 1.0))
     ]
     rows += [row("attention forward", "ours", 1.0, mask="causal, 8 documents a row")]  # cuDNN failed there
+    rows += [Row("routing, 8 tokens, 2 of 64 experts", name, ms) for name, ms in (("ours", 3.0), ("xla", 2.0))]
     file = tmp_path / "attention_backend.json"
     with target.compiling_for(target.H200):
-        kernels_gpu.write_table(rows, file)
-    monkeypatch.setattr(tables, "load", lambda operation: json.loads(file.read_text()))
+        kernels_gpu.write_tables(rows, tmp_path)
+    monkeypatch.setattr(tables, "load", lambda operation: json.loads((tmp_path / f"{operation}.json").read_text()))
+    assert tables.lookup("routing_backend", "hopper", "experts64") == {"order": ["xla", "pallas"]}
     assert tables.lookup("attention_backend", "hopper", "head128/causal") == {"order": ["pallas", "cudnn"]}
     assert tables.lookup("attention_backend", "hopper", "head128/full") == {"order": ["cudnn", "pallas"]}
     assert tables.lookup("attention_backend", "hopper", "head128/causal/packed") is None
@@ -94,7 +96,7 @@ def test_all_of_it_runs_at_tiny_shapes(tmp_path):
     assert kernels_gpu.main(["--tiny", "--output", str(tmp_path / "tiny")]) == 0
     record = json.loads((tmp_path / "tiny.json").read_text())
     right = [check["name"] for check in record["checks"] if check["implementation"] == "xla" and check["right"]]
-    assert len(right) == 11
+    assert len(right) == 15
     timed = {row["case"].split(",")[0] for row in record["rows"] if row["ms"] and row["implementation"] == "xla"}
     products = {f"grouped matmul {kind}" for kind in ("y", "dx", "dw")}
     assert timed == {"attention forward", "attention backward", "routing", "cross-entropy"} | products

@@ -10,6 +10,8 @@ from pallas_kernels import arguments, partition
 from pallas_kernels.errors import ArgumentError
 from pallas_kernels.kernels.attention.spec import AttentionSpec, Masks
 
+_FARTHEST = 2**30
+
 
 def arrays(q, k, v) -> None:
     """Refuses shapes and dtypes that do not fit together."""
@@ -60,11 +62,13 @@ def _window(window, causal) -> tuple[int, int] | None:
         sides = tuple(_integer("window", side) for side in window)
         if len(sides) != 2 or min(sides) < -1:
             raise _error("window", f"is {window}", "give (left, right), each at least -1")
-        return sides if max(sides) >= 0 else None
-    own = _integer("window", window)
-    if own < 1:
-        raise _error("window", f"is {own}", "give at least 1, the own position")
-    return (own - 1, -1 if causal else own - 1)
+    else:
+        own = _integer("window", window)
+        if own < 1:
+            raise _error("window", f"is {own}", "give at least 1, the own position")
+        sides = (own - 1, -1 if causal else own - 1)
+    sides = tuple(side if side < _FARTHEST else -1 for side in sides)  # int32 holds a position and what lies beside it
+    return sides if max(sides) >= 0 else None
 
 
 def _integer(name: str, value) -> int:
@@ -87,13 +91,11 @@ def masks(q, k, spec: AttentionSpec, segment_ids, positions) -> Masks:
         if len(pair) != 2:
             raise _error(name, f"has {len(pair)} parts", wanted)
         for x, like in zip(pair, (q, k), strict=True):
-            if not arguments.is_array(x):
-                raise _error(name, f"has {type(x).__name__} for an array", wanted)
+            x = arguments.as_int32("attention", name, x)
             if x.shape != like.shape[:2] or not jnp.issubdtype(x.dtype, jnp.integer):
                 problem = f"has {x.dtype}{list(x.shape)} for a sequence of shape {like.shape[:2]}"
                 raise _error(name, problem, wanted)
-            if name == "segment_ids":
-                _check_order(x)
+            _check_order(x) if name == "segment_ids" else _check_reach(x)
             found.append(jnp.asarray(x, jnp.int32))
         if name == "segment_ids" and not isinstance(given, tuple):
             found[-1] = None  # kernels that know keys and queries to be alike need not compare all of them
@@ -113,6 +115,15 @@ def _check_order(ids: jax.Array) -> None:
             raise _error("segment_ids", f"decrease in row {row}", "number the documents of a row in their order")
         if (np.diff(places)[steps == 0] > 1).any():
             raise _error("segment_ids", f"have padding within a document of row {row}", "put it between documents")
+
+
+def _check_reach(positions: jax.Array) -> None:
+    """Refuses positions from which a window would lead out of int32, where their values are known."""
+    known = arguments.values(positions)
+    if known is not None and known.size and np.abs(known.astype(np.int64)).max() >= _FARTHEST:
+        raise _error(
+            "positions", f"go from {known.min()} to {known.max()}", f"stay below {_FARTHEST} on both sides of 0"
+        )
 
 
 def sinks(given, q) -> jax.Array | None:

@@ -18,6 +18,7 @@ from pallas_kernels.kernels.routing import Routing
 from pallas_kernels.partition import vary_alike
 
 OUT, GATE, UP = "moe_out", "moe_gate", "moe_up"  # names for remat policies
+_ORDERS = ("permutation", "inverse")  # of `Routing`, with a place for each expert of each token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,10 @@ def _check(x, routing, gate, up, down) -> None:
     if routing.experts.shape[0] != tokens:
         problem = f"is of {routing.experts.shape[0]} tokens, x has {tokens}"
         raise ArgumentError(name, "routing", problem, "route the same tokens")
+    for field, shape in (("weights", routing.experts.shape), *((f, (routing.experts.size,)) for f in _ORDERS)):
+        if getattr(routing, field).shape != shape:
+            problem = f"has {field} of shape {getattr(routing, field).shape} for experts {routing.experts.shape}"
+            raise ArgumentError(name, "routing", problem, "give all fields as one call of `route` returned them")
     for argument, w in (("gate", gate), ("up", up), ("down", down)):
         if w.ndim != 3 or w.shape[0] != experts or w.shape[2 if argument == "down" else 1] != width:
             problem = f"has shape {w.shape} for {experts} experts and tokens of width {width}"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels import layout, partition, target
+from pallas_kernels import layout, partition, tables, target
 from pallas_kernels.arguments import Backend, as_array, as_number, check_backend, check_config, check_flag, is_integer
 from pallas_kernels.errors import ArgumentError, UnsupportedError
 from pallas_kernels.kernels.routing import xla
@@ -74,8 +74,8 @@ def route(
       scale: multiplies the weights.
       capacity: an expert takes this many assignments at most, in the order of tokens; later ones are dropped, and the
         weights of the others stay as they are. None drops nothing.
-      backend: "auto" takes the kernels on TPU and Hopper, which need a multiple of 8 experts (of a group too), and XLA
-        elsewhere; "pallas" insists on the kernels.
+      backend: "auto" takes the kernels on TPU, on Hopper where a table says that they were measured to be faster, and
+        XLA elsewhere; "pallas" insists on the kernels. They need a multiple of 8 experts (of a group too).
       config: None; there is nothing to configure.
 
     Returns:
@@ -93,11 +93,11 @@ def route(
     spec = RoutingSpec(
         int(top_k),
         score,
-        None if groups is None else (int(groups[0]), int(groups[1])),
+        None if groups is None or groups[0] == groups[1] else (int(groups[0]), int(groups[1])),
         None if threshold is None else as_number("route", "threshold", threshold),
         bool(normalize),
         as_number("route", "scale", scale),
-        None if capacity is None else int(capacity),
+        None if capacity is None else min(int(capacity), logits.shape[0]),  # a token has an expert once at most
     )
     kernels = _choose(backend, *logits.shape, spec)
     logits = jnp.asarray(logits)
@@ -143,6 +143,9 @@ def _choose(backend, tokens, experts, spec) -> bool:
     reason = _unsupported(tokens, experts, spec)
     if backend == "pallas" and reason is not None:
         raise UnsupportedError("route", backend, reason)
+    if backend == "auto" and reason is None and target.current().platform == "gpu":
+        recorded = tables.lookup("routing_backend", target.current().family, f"experts{experts}")
+        return recorded is not None and recorded["order"][0] == "pallas"
     return backend != "xla" and reason is None
 
 

@@ -21,7 +21,9 @@ from pallas_kernels.partition import out_struct
 
 _TOKENS = 64  # of a warpgroup: the height of one tensor-core instruction
 _LOWEST = float(jnp.finfo(jnp.float32).min)  # of what may still be chosen, unlike -inf
-_MOST_EXPERTS = 256  # whose scores, with and without bias, registers hold
+_MOST_EXPERTS = 256  # whose scores registers hold; with a bias, which asks for a second copy, some of them spill
+_MOST_CHOICES = 16  # of a token: the kernel of ranks is unrolled over them
+_UNDEFINED = float("inf")  # a NaN is chosen before all numbers, as XLA does, for the weights to show it
 _EXPERTS = 64  # whose ranks registers hold at once; a row of the tiles that tensor cores read
 
 
@@ -31,6 +33,8 @@ def unsupported(tokens: int, experts: int, spec: RoutingSpec) -> str | None:
         return f"{experts} experts are no multiple of 8 up to {_MOST_EXPERTS}"
     if spec.groups is not None and (experts // spec.groups[0]) % 8:
         return f"groups of {experts // spec.groups[0]} experts are no multiple of 8"
+    if spec.top_k > _MOST_CHOICES:
+        return f"{spec.top_k} experts of a token are more than {_MOST_CHOICES}"
     return None if tokens else "there are no tokens"
 
 
@@ -58,13 +62,14 @@ def _select_kernel(logits, *refs, spec):
     scores = _scores(device.load(logits.at[rows]), spec)
     shape, experts = scores.shape, float(scores.shape[1])
     biased = scores + device.columns(device.load_vector(bias[0], reduced=0), shape) if bias else scores
-    left = jnp.maximum(biased, _LOWEST)
+    left = jnp.where(biased != biased, _UNDEFINED, jnp.maximum(biased, _LOWEST))
     if spec.groups is not None:
         left = _keep_groups(left, *spec.groups)
 
     def step(j, left):
         best, hit, expert = _first_largest(left)
-        score = jnp.sum(jnp.where(hit, scores, 0.0), axis=1) if bias else best
+        # Without a bias the best is the score itself, and `scores` need not stay in registers.
+        score = jnp.sum(jnp.where(hit, scores, 0.0), axis=1) if bias else jnp.where(best == _UNDEFINED, jnp.nan, best)
         if spec.threshold is not None:
             expert = jnp.where(best >= spec.threshold, expert, experts)
             score = jnp.where(best >= spec.threshold, score, 0.0)

@@ -64,7 +64,9 @@ def _select_kernel(logits, *rest, spec):
 
     def run(part):
         scores = _scores(logits[:, part], spec)
-        left = jnp.maximum(scores + bias[0][...] if bias else scores, _LOWEST)
+        biased = scores + bias[0][...] if bias else scores
+        # A NaN is chosen before all numbers, as XLA does, for the weights to show it.
+        left = jnp.where(biased != biased, jnp.inf, jnp.maximum(biased, _LOWEST))
         if spec.groups is not None:
             left = _keep_groups(left, *spec.groups)
         expert = _experts(left.shape)

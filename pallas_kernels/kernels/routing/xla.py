@@ -22,7 +22,7 @@ def select(scores: jax.Array, bias: jax.Array | None, spec: RoutingSpec) -> jax.
         biased = _keep_groups(biased, *spec.groups)
     best, chosen = lax.top_k(biased, spec.top_k)
     if spec.threshold is not None:
-        chosen = jnp.where(best >= spec.threshold, chosen, experts)
+        chosen = jnp.where(best < spec.threshold, experts, chosen)  # so that a NaN is chosen, and seen in the weights
     return chosen.astype(jnp.int32)
 
 

@@ -59,12 +59,26 @@ def test_each_chip_chooses_for_its_own_tokens():
     [
         (64, {}, 0),
         pytest.param(128, {"threshold": 0.5}, 0, marks=pytest.mark.exhaustive),
-        pytest.param(256, {"groups": (8, 4), "capacity": 800}, 420, marks=pytest.mark.exhaustive),
+        pytest.param(64, {"groups": (1, 1)}, 0, marks=pytest.mark.exhaustive),
+        pytest.param(256, {"groups": (8, 4), "capacity": 800}, 480, marks=pytest.mark.exhaustive),
+        pytest.param(256, {"groups": (32, 4)}, 480, marks=pytest.mark.exhaustive),
     ],
 )
 def test_hopper_kernels_spill_nothing_up_to_128_experts(experts, options, spilled):
     """Bytes of a thread: with 256 experts scores with and without bias are 256 registers, all that there are."""
-    select, ranks = compiled("h200", 16384, experts, **options).kernels
+    select, ranks = compiled("h200", 16384, experts, backend="pallas", **options).kernels
     assert (select.name, ranks.name) == ("routing_select_mosaic_gpu_kernel", "routing_ranks_mosaic_gpu_kernel")
     assert select.spill_stores <= spilled
     assert ranks.spill_stores == 0
+
+
+def test_kernels_that_another_program_has_are_reported_again():
+    """jax compiles a kernel for Hopper once in a process, in whatever program, and dumps nothing the second time."""
+    logits = jax.ShapeDtypeStruct((128, 64), jnp.float32)
+
+    def run(x, factor):
+        return route(factor * x, top_k=2, backend="pallas")[:5]
+
+    once, again = (aot.compile_for("h200", lambda x, f=f: run(x, f), logits).kernels for f in (1, 3))
+    assert again == once
+    assert [kernel.name.split("_mosaic")[0] for kernel in again] == ["routing_select", "routing_ranks"]

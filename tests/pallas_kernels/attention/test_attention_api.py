@@ -402,6 +402,21 @@ def test_documents_take_no_comparison_of_all_queries_with_all_keys(device):
     assert f"{length},{length}]" not in program
 
 
+@pytest.mark.parametrize("window", [(-1, 2**31 - 1), (2**40, 3), (2**31 - 1, -1), 2**31 - 1])
+def test_a_window_beyond_int32_has_no_bound(window):
+    q, k, v = inputs(12)
+    sides = [-1 if side > 2**30 else side for side in (window if isinstance(window, tuple) else (window, window))]
+    found = attention(q, k, v, causal=False, window=window)
+    np.testing.assert_array_equal(found, attention(q, k, v, causal=False, window=tuple(sides)))
+
+
+def test_documents_and_positions_of_lists():
+    q, k, v = inputs(12, batch=1)
+    ids, at = [[0] * 5 + [1] * 7], [list(range(12))]
+    wanted = attention(q, k, v, segment_ids=np.int32(ids), positions=np.int32(at))
+    np.testing.assert_array_equal(attention(q, k, v, segment_ids=ids, positions=at), wanted)
+
+
 IDS = np.zeros((2, 12), np.int32)
 BAD = [
     ({"q": (2, 12, 4)}, "`q` has shape"),
@@ -414,7 +429,9 @@ BAD = [
     ({"segment_ids": np.array([[0, 1, 0] * 4] * 2)}, "`segment_ids` decrease in row 0"),
     ({"segment_ids": np.array([[0] * 12, [0, 1, -1, 1] * 3])}, "`segment_ids` decrease in row 1"),
     ({"segment_ids": np.array([[0] * 12, [0, 1, -1, 1] + [2] * 8])}, "`segment_ids` have padding within .* of row 1"),
-    ({"segment_ids": np.zeros((2, 11), int)}, "`segment_ids` has int64"),
+    ({"segment_ids": np.zeros((2, 11), int)}, r"`segment_ids` has int32\[2, 11\]"),
+    ({"segment_ids": np.full((2, 12), 3_000_000_000)}, "`segment_ids` has values from 3000000000"),
+    ({"positions": np.full((2, 12), 2**30)}, "`positions` go from 1073741824"),
     ({"segment_ids": np.zeros((2, 12))}, "`segment_ids` has float64"),
     ({"k": (2, 9, 2, 8), "v": (2, 9, 2, 8)}, "`positions` is None"),
     ({"sinks": np.zeros(3)}, "`sinks` has shape"),
@@ -431,11 +448,10 @@ BAD = [
     ({"scale": np.inf}, "`scale` is inf"),
     ({"soft_cap": np.zeros(2)}, "`soft_cap` is array"),
     ({"segment_ids": (IDS, IDS, IDS)}, "`segment_ids` has 3 parts"),
-    ({"segment_ids": (IDS, None)}, "`segment_ids` has NoneType for an array"),
-    ({"segment_ids": [IDS, IDS]}, "`segment_ids` has list for an array"),
+    ({"segment_ids": (IDS, None)}, "`segment_ids` is NoneType"),
+    ({"segment_ids": [IDS, IDS]}, r"`segment_ids` has int32\[2, 2, 12\]"),
     ({"positions": (IDS,)}, "`positions` has 1 parts"),
-    ({"positions": (None, IDS)}, "`positions` has NoneType"),
-    ({"positions": IDS.tolist()}, "`positions` has list"),
+    ({"positions": (None, IDS)}, "`positions` is NoneType"),
     ({"config": 3}, "`config` is 3"),
     ({"config": (None, None), "backend": "xla"}, '`config` is given with backend="xla"'),
     ({"q": (2, 12, 4, 0), "k": (2, 12, 2, 0), "v": (2, 12, 2, 0)}, "`q` has shape"),

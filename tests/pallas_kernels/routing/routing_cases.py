@@ -34,6 +34,21 @@ def compare(routing, expected):
             np.testing.assert_array_equal(got, expects, err_msg=name)
 
 
+def undefined():
+    """A token with a NaN, one with no finite logit, and options; `softmax` makes NaN of the whole row."""
+    logits = np.random.default_rng(5).standard_normal((70, EXPERTS)).astype(np.float32)
+    logits[3, 5], logits[7] = np.nan, -np.inf
+    return logits, {"top_k": 2, "threshold": 1e-6}
+
+
+def check_undefined(routing):
+    """The order is still one of all assignments, and weights show where a score was undefined."""
+    everything = np.arange(routing.permutation.shape[0])
+    np.testing.assert_array_equal(np.sort(routing.permutation), everything)
+    np.testing.assert_array_equal(np.asarray(routing.permutation)[np.asarray(routing.inverse)], everything)
+    np.testing.assert_array_equal(np.isnan(routing.weights).any(axis=1), np.isin(np.arange(70), (3, 7)))
+
+
 def equal_groups():
     """Two groups whose two largest have the same sum, exactly; the second has the largest of all."""
     bias = np.repeat(np.float32(-0.5), EXPERTS)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from routing_cases import check_undefined, undefined
 from routing_reference import route as reference
 
 from pallas_kernels.errors import ArgumentError, UnsupportedError
@@ -142,6 +143,22 @@ def test_bfloat16_logits():
 
 
 @pytest.mark.slow
+def test_undefined_scores_leave_an_order_and_are_seen():
+    logits, options = undefined()
+    check_undefined(route(logits, **options))
+
+
+def test_groups_that_are_all_kept_are_none():
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((6, 8)), jnp.float32)
+    whole, grouped = (jax.make_jaxpr(lambda x, g=g: route(x, top_k=2, groups=g))(logits) for g in (None, (4, 4)))
+    assert str(whole) == str(grouped)
+
+
+def test_a_capacity_that_int32_does_not_hold_drops_nothing():
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((6, 8)), jnp.float32)
+    compare(route(logits, top_k=2, capacity=2**40), reference(logits, top_k=2))
+
+
 def test_losses():
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((10, 4))
@@ -175,6 +192,8 @@ def test_losses():
         ("scale", {"top_k": 2, "scale": "2"}),
         ("scale", {"top_k": 2, "scale": np.inf}),
         ("threshold", {"top_k": 2, "threshold": np.nan}),
+        ("threshold", {"top_k": 2, "threshold": 10**400}),
+        ("scale", {"top_k": 2, "scale": 1e300}),
         ("normalize", {"top_k": 2, "normalize": "no"}),
         ("capacity", {"top_k": 2, "capacity": 1.5}),
         ("backend", {"top_k": 2, "backend": "cuda"}),

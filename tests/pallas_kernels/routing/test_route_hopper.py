@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from routing_cases import CASES, EXPERTS, compare, equal_groups, inputs
+from routing_cases import CASES, EXPERTS, check_undefined, compare, equal_groups, inputs, undefined
 from routing_reference import route as reference
 
 pytest.importorskip("absl", reason="Mosaic GPU needs absl-py")
 
 from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
 
-from pallas_kernels import supported, target
+from pallas_kernels import supported, tables, target
 from pallas_kernels.errors import UnsupportedError
 from pallas_kernels.kernels.routing import hopper, route, xla
 from pallas_kernels.kernels.routing.spec import RoutingSpec
@@ -52,6 +52,13 @@ def test_more_experts_than_one_tile_of_ranks():
 
 
 @pytest.mark.exhaustive
+def test_undefined_scores_leave_an_order_and_are_seen():
+    logits, options = undefined()
+    with interpreting():
+        check_undefined(route(logits, backend="pallas", **options))
+
+
+@pytest.mark.exhaustive
 def test_of_equal_groups_the_first_is_kept():
     logits, options = equal_groups()
     with interpreting():
@@ -86,6 +93,21 @@ def test_tokens_divided_over_a_mesh_have_one_order(kind):
         compare(jax.jit(functools.partial(route, backend="pallas", **options))(divided), reference(logits, **options))
 
 
+def test_auto_takes_the_kernels_where_they_were_measured_to_be_faster(monkeypatch):
+    def is_taken(**options):
+        logits = jax.ShapeDtypeStruct((8, 16), jnp.bfloat16)
+        return "routing_select" in str(jax.make_jaxpr(lambda x: route(x, top_k=2, **options))(logits))
+
+    with target.compiling_for(target.H200):
+        assert is_taken(backend="pallas")
+        for order, faster in ((["pallas", "xla"], True), (["xla", "pallas"], False)):
+            table = {"hopper": {"experts16": {"config": {"order": order}}}}
+            monkeypatch.setattr(tables, "load", {"routing_backend": table}.__getitem__)
+            assert is_taken() == faster
+        monkeypatch.setattr(tables, "load", lambda operation: {})
+        assert not is_taken()
+
+
 def test_what_the_kernels_do_not_take_goes_to_xla_unless_they_are_asked_for():
     with target.compiling_for(target.H200):
         for experts, groups, reason in ((12, None, "multiple of 8"), (16, (4, 2), "groups of 4"), (512, None, "256")):
@@ -95,6 +117,6 @@ def test_what_the_kernels_do_not_take_goes_to_xla_unless_they_are_asked_for():
             with pytest.raises(UnsupportedError, match=reason):
                 jax.eval_shape(lambda x, o=options: route(x, backend="pallas", **o), logits)
             assert "routing_select" not in str(jax.make_jaxpr(lambda x, o=options: route(x, **o))(logits))
-        logits = jax.ShapeDtypeStruct((8, 16), jnp.bfloat16)
-        assert "routing_select" in str(jax.make_jaxpr(lambda x: route(x, top_k=2))(logits))
+        logits = jax.ShapeDtypeStruct((8, 64), jnp.float32)
+        assert "17 experts of a token" in supported(route, logits, top_k=17)
         assert "no tokens" in supported(route, jax.ShapeDtypeStruct((0, 16), jnp.float32), top_k=2)

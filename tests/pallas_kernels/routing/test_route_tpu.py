@@ -9,7 +9,7 @@ import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from routing_cases import CASES, EXPERTS, compare, equal_groups, inputs
+from routing_cases import CASES, EXPERTS, check_undefined, compare, equal_groups, inputs, undefined
 from routing_reference import route as reference
 
 from pallas_kernels import supported, target
@@ -37,6 +37,13 @@ def test_equals_loops(case):
     logits, options = inputs(1, 20, CASES[case])
     with interpreting():
         compare(route(logits, backend="pallas", **options), reference(logits, **options))
+
+
+@pytest.mark.exhaustive
+def test_undefined_scores_leave_an_order_and_are_seen():
+    logits, options = undefined()
+    with interpreting():
+        check_undefined(route(logits, backend="pallas", **options))
 
 
 @pytest.mark.exhaustive
