@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from davinci_jax.curation.documents import CURATED, documents_path
 from davinci_jax.curation.figures import show_tokens
@@ -63,10 +64,10 @@ def print_cards(config: CurationConfig | Experiment, as_json: bool = False, cons
                 name, justify="right" if name in ("tokens", "documents") else "left", no_wrap=name == "source"
             )
     for row in zip(*(cells for cells in columns.values() if any(cells)), strict=True):
-        table.add_row(*row)
+        table.add_row(*(Text(cell or "") for cell in row))  # names may look like markup
     console.print(table, soft_wrap=False)
     counted = sorted({card["tokens_by"] for card in cards})
-    console.print(f"tokens: {', '.join(counted)}", highlight=False, soft_wrap=True)
+    console.print(f"tokens: {', '.join(counted)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_stages(stages: list[str] | tuple[str, ...] | None) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from davinci_jax.curation.figures import show_bytes, show_count
 from davinci_jax.curation.inputs import Plan
@@ -31,17 +32,13 @@ def show_prepared(prepared: Prepared, whole: Sequence[bool], console: Console) -
     """Prints the files of a source and its stages: what is there, what will be computed."""
     source, plan = prepared.source, prepared.plan
     tasks, files = show_count(len(plan.tasks), "task"), show_count(plan.files, "file")
-    console.print(
-        f"[bold]{source.name}[/]  {source.domain}, {source.level} as declared; "
-        f"{files}, {show_bytes(plan.bytes)} in {tasks}; recipe {prepared.result.name}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    head = f"{files}, {show_bytes(plan.bytes)} in {tasks}; recipe {prepared.result.name}"
+    console.print(_declared(source, head), soft_wrap=True)
     for n, (stage, done) in enumerate(zip(prepared.stages, whole, strict=True)):
         names = [f"{operation.level} {operation.name}" for operation in stage.operations]
         names = (["L0 acquire"] if n == 0 else []) + names
-        state = "[green]there[/]" if done else "[yellow]to do[/]"
-        console.print(f"  {stage.hash}  {state}  {' · '.join(names)}", highlight=False, soft_wrap=True)
+        state = ("there", "green") if done else ("to do", "yellow")
+        console.print(Text.assemble(f"  {stage.hash}  ", state, f"  {' · '.join(names)}"), soft_wrap=True)
 
 
 def show_waiting(
@@ -49,12 +46,12 @@ def show_waiting(
 ) -> None:
     """Prints the steps of a source whose input other sources have yet to make."""
     names = " · ".join(f"{operation.level} {operation.name}" for operation in operations)
-    console.print(
-        f"[bold]{source.name}[/]  {source.domain}, {source.level} as declared; goes on from {', '.join(waits)}, "
-        f"not there yet\n  {names}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print(_declared(source, f"goes on from {', '.join(waits)}, not there yet\n  {names}"), soft_wrap=True)
+
+
+def _declared(source: CuratedSource, more: str) -> Text:
+    """Returns what a source is called and declared as, and more; a name may look like markup."""
+    return Text.assemble((source.name, "bold"), f"  {source.domain}, {source.level} as declared; {more}")
 
 
 class Progress:
@@ -69,7 +66,7 @@ class Progress:
 
     def __init__(self, console: Console, source: str, work: Work, plan: Plan):
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),

@@ -5,11 +5,13 @@ import gzip
 import io
 import json
 import pathlib
+import re
 
 import pytest
 from rich.console import Console
 
 from davinci_jax.curation import readers, stages
+from davinci_jax.curation.cards import print_cards
 from davinci_jax.curation.documents import document_files, documents_path
 from davinci_jax.curation.installation import Package
 from davinci_jax.curation.recipes import builtin_sources
@@ -426,6 +428,23 @@ def test_a_path_is_told_as_it_is(tmp_path, texts):
     [result] = curate(config, Console(file=(told := io.StringIO()), width=40))
     assert f"first: 1 document, 6 B made: {result.folder}\n" in told.getvalue()
     assert f"report: {config.root}/curated/report.html\n" in told.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_name_is_told_as_it_is(tmp_path, texts, terminal):
+    """Also on the bar of a terminal, and of a source that waits for another one."""
+    first = dataclasses.replace(folder_source("x[red]", texts), domain="[/]")
+    given = Input(kind="documents", path=str(tmp_path / "root/curated/x[red]/current/documents"), name="in")
+    then = dataclasses.replace(first, name=":smile:", inputs=(given,), recipe=())
+    config = CurationConfig(root=str(tmp_path / "root"), sources=(first, then), workers=1)
+    console = Console(file=(told := io.StringIO()), width=200, force_terminal=terminal, color_system=None)
+    show_plan(config, console)
+    curate(config, console)
+    print_cards(config, console=console)
+    assert told.getvalue().count("x[red]  [/], L1 as declared; 1 file, 6 B in 1 task; recipe ") == 2
+    assert ":smile:  [/], L1 as declared; goes on from x[red], not there yet\n" in told.getvalue()
+    assert len(re.findall(r"^ *(?:x\[red\]|:smile:) +\[/\][ ,]", told.getvalue(), re.M)) == 6
+    assert not terminal or "x[red]: decode-utf8 " in told.getvalue()
 
 
 def test_a_first_result_that_is_empty_is_pointed_to_and_a_later_one_takes_its_place(tmp_path, texts):
