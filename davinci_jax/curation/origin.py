@@ -59,11 +59,13 @@ def find_origin(
         return Origin(name, "no card beside the documents says where that lies", record)
     if given["kind"] == "documents" and len(acquired) > 1:
         made_from = _made_from(result or documents.resolve().parent, card["inputs"].index(given), record["file"])
-        return _through(pathlib.Path(given["path"]), made_from, lineage[: acquired[-1]])
-    state = _state(card, given, record)
-    if result is None:
-        state = f"{state}, where the source is read now: what the shards were made from has been replaced since"
-    return Origin(_address(given, record), state, record)
+        origin = _through(pathlib.Path(given["path"]), made_from, lineage[: acquired[-1]])
+    else:
+        origin = Origin(_address(given, record), _state(card, given, record), record)
+    if origin is None or result is not None:
+        return origin
+    replaced = "where the source is read now: what the shards were made from has been replaced since"
+    return origin._replace(state=f"{origin.state}, {replaced}")
 
 
 def _made_from(result: pathlib.Path, position: int, file: str) -> str:

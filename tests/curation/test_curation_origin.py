@@ -109,6 +109,29 @@ def test_the_result_that_shards_were_made_from_is_followed(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_document_whose_results_have_all_gone_is_never_just_unchanged(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "a.txt").write_text("some text")
+    folder, _ = made(tmp_path / "out", Input(kind="folder", path=str(raw), name="in"), DECODE)
+    second = CuratedSource(
+        name="t", domain="D", level="L1", inputs=(Input(kind="documents", path=str(folder), name="s"),), recipe=()
+    )
+    config = CurationConfig(root=str(tmp_path / "out"), sources=(second,), workers=1)
+    [first] = curate(config, Console(quiet=True))
+    [document] = read_documents(first.folder / "documents/000000.jsonl.gz")
+    files, now = entries(first.folder / "documents"), tmp_path / "out/curated/t/current/documents"
+    (raw / "b.txt").write_text("some other text")
+    made(tmp_path / "out", Input(kind="folder", path=str(raw), name="in"), DECODE)
+    curate(config, Console(quiet=True))
+    assert find_origin(now, document.lineage, files)[:2] == (f"{raw}/a.txt", "unchanged")
+    shutil.rmtree(first.folder)
+    place, state, _ = find_origin(now, document.lineage, files)
+    assert place == f"{raw}/a.txt"
+    assert state.endswith("where the source is read now: what the shards were made from has been replaced since")
+
+
+@pytest.mark.slow
 def test_a_source_made_of_another_is_followed_through_the_result_it_was_made_from(tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()
