@@ -7,6 +7,7 @@ second, shorter length finds more and only reports. Both texts of a hit are kept
 from __future__ import annotations
 
 import bisect
+import collections
 import dataclasses
 import functools
 import gzip
@@ -29,6 +30,7 @@ from davinci_jax.errors import ConfigError, DataError
 from davinci_jax.files import version
 
 ACTIONS = ("drop", "report")
+_FIELD = "decontaminate.benchmarks"
 MAX_HITS = 5  # hits of one length of n-grams that are listed of one document
 _SHOWN = 200  # characters of a text in a reason
 _HITS, _COUNTS = "contamination", "contamination_counts"  # of a document's metadata
@@ -117,7 +119,7 @@ class Decontaminate:
             raise ConfigError("decontaminate.benchmarks", (), "is empty", "name the JSONL files of the benchmarks")
 
     def parameters(self) -> dict[str, Any]:
-        _read(self._stamps, self.fields)  # what is wrong with a file is told now, not when all before it has run
+        self._check_lengths()  # what is wrong with a file is told now, not when all before it has run
         files = self._files()
         digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files]
         return {
@@ -195,6 +197,18 @@ class Decontaminate:
         metadata = {name: value for name, value in document.metadata.items() if name not in (_HITS, _COUNTS)}
         noted = {_HITS: [*(hit._asdict() for hit in listed), *kept], _COUNTS: counts}
         return dataclasses.replace(document, metadata=metadata | (noted if counts else {}))
+
+    def _check_lengths(self) -> None:
+        """Raises `DataError` where all records of a file are too short to be looked for."""
+        least, hashes, longest = min(self._lengths), word_hashes(self.normalise_numbers), collections.Counter()
+        for name, _, text in _read(self._stamps, self.fields):
+            if longest[name] < least:
+                longest[name] = max(longest[name], len(hashes.of(text)))
+        for file, name in zip(files := self._files(), told_apart(files), strict=True):
+            if longest[name] < least:
+                problem = f"can never be found: its longest record has {longest[name]} words, fewer than {least}"
+                remedy = "leave it out, name more fields, or give a smaller ngram or report_ngram"
+                raise DataError(_FIELD, str(file), problem, remedy)
 
     def _files(self) -> list[pathlib.Path]:
         # A folder and a file in it may both be named; it is one file still, called as it is here, not where links lead.
@@ -354,7 +368,7 @@ def benchmark_files(path: str) -> list[pathlib.Path]:
     files = [file for file in files if file.name.endswith((".jsonl", ".jsonl.gz")) and file.is_file()]
     if not files:
         problem = "holds no .jsonl or .jsonl.gz file" if place.exists() else "does not exist"
-        raise DataError("decontaminate.benchmarks", path, problem, "give the JSONL files of the benchmarks")
+        raise DataError(_FIELD, path, problem, "give the JSONL files of the benchmarks")
     return files
 
 
@@ -387,7 +401,7 @@ def read_records(file: pathlib.Path, fields: tuple[str, ...], name: str = "") ->
       fields: keys of a record that are joined; none: every text in it.
       name: what the file is called; "" for its own name.
     """
-    field, path = "decontaminate.benchmarks", str(file)
+    path = str(file)
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
             records = [
@@ -396,24 +410,26 @@ def read_records(file: pathlib.Path, fields: tuple[str, ...], name: str = "") ->
                 if line.strip()
             ]
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(field, path, f"cannot be read ({error})", "let this user read it, or fetch it again") from error
+        raise DataError(
+            _FIELD, path, f"cannot be read ({error})", "let this user read it, or fetch it again"
+        ) from error
     if not any(text.strip() for _, _, text in records):
         what = f"text in {' or '.join(fields)}" if records and fields else "text" if records else "record"
-        raise DataError(field, path, f"holds no {what}", "leave it out, name other fields, or fetch it again")
+        raise DataError(_FIELD, path, f"holds no {what}", "leave it out, name other fields, or fetch it again")
     return records
 
 
 def _record(file: pathlib.Path, number: int, line: bytes, fields: tuple[str, ...]) -> tuple[str, str]:
-    place = f"{file.name}, line {number}"
+    place = f"{file}, line {number}"
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(place, None, f"is no JSON ({error})", "mend the benchmark file") from error
+        raise DataError(_FIELD, place, f"is no JSON ({error})", "mend it, or fetch the file again") from error
     if not isinstance(record, dict):
-        raise DataError(place, None, "is no JSON object", "write a record as an object")
+        raise DataError(_FIELD, place, "is no JSON object", "write a record as an object")
     for field in fields:
         if field not in record:
-            raise DataError(place, field, "is no field of the record", f"it has {', '.join(record)}")
+            raise DataError("decontaminate.fields", field, f"is no field of {place}", f"it has {', '.join(record)}")
     chosen = [record[field] for field in fields] if fields else list(record.values())
     name = record.get("id", record.get("task_id"))
     return (f"line {number}" if name is None else str(name)), "\n".join(_texts(chosen))

@@ -6,6 +6,7 @@ import gzip
 import json
 import pathlib
 import random
+import re
 import time
 
 import pytest
@@ -340,17 +341,18 @@ def test_benchmarks_of_one_name_are_told_apart(benchmark):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("{", "line 1"),
-        ("[1]", "no JSON object"),
-        ('{"other": 1}', "did|no field"),
-        ("\xff", "line 1|JSON"),
-        ("[" * 100_000, r"b\.jsonl, line 1: is no JSON"),
-        ('{"question": " "}\n{"question": null}', r"b\.jsonl': holds no text in question"),
+        ("{", "decontaminate.benchmarks = '{file}, line 1': is no JSON (Expecting"),
+        ('{"question": "one"}\n[1]', "decontaminate.benchmarks = '{file}, line 2': is no JSON object; "),
+        ('{"other": 1}', "decontaminate.fields = 'question': is no field of {file}, line 1; it has other"),
+        ("\xff", "decontaminate.benchmarks = '{file}, line 1': is no JSON ("),
+        ("[" * 100_000, "decontaminate.benchmarks = '{file}, line 1': is no JSON ("),
+        ('{"question": " "}\n{"question": null}', "decontaminate.benchmarks = '{file}': holds no text in question; "),
     ],
 )
 def test_a_line_that_is_no_record_is_named(tmp_path, line, told):
     (tmp_path / "b.jsonl").write_bytes(line.encode("latin-1"))
     operation = Decontaminate(benchmarks=(str(tmp_path / "b.jsonl"),), fields=("question",))
+    told = f"^{re.escape(told.format(file=tmp_path / 'b.jsonl'))}"
     with pytest.raises(DataError, match=told):
         run(operation, "text")
     with pytest.raises(DataError, match=told):
@@ -375,6 +377,19 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"question": "x y z"}\n' * 99)[:-12])
     with pytest.raises(DataError, match=r"b\.jsonl\.gz.*cannot be read"):
         run(Decontaminate(benchmarks=(str(tmp_path),)), "text")
+
+
+@pytest.mark.parametrize(("lengths", "least"), [((20, 13), 13), ((20, 0), 20), ((8, 13), 8)])
+def test_a_benchmark_that_can_never_be_found_is_told(tmp_path, lengths, least):
+    generator = random.Random(1)
+    records = [{"question": words(generator, n), "answer": "1"} for n in (least - 5, least - 2, 1)]
+    long = write(tmp_path, [*records, {"question": words(generator, least), "answer": "1"}], "long.jsonl")
+    short = write(tmp_path, records, "short.jsonl")
+    ngram, report = lengths
+    Decontaminate((long,), ("question",), ngram, report_ngram=report).parameters()
+    told = f"{short}': can never be found: its longest record has {least - 2} words, fewer than {least}; leave it out"
+    with pytest.raises(DataError, match=re.escape(f"decontaminate.benchmarks = '{told}")):
+        Decontaminate((long, short), ("question",), ngram, report_ngram=report).parameters()
 
 
 @pytest.mark.parametrize("line", ['{"question": ', '{"question": ""}', None], ids=["no JSON", "no text", "a folder"])
