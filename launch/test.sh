@@ -10,6 +10,10 @@
 # installed without its device, every start of jax complains.
 
 group=${1:-all}
+case "$group" in
+  all | fast | exhaustive | parity | aot) ;;
+  *) echo "launch/test.sh: unknown group '$group'; choose fast, exhaustive, parity or aot, or leave it out for all" >&2; exit 2 ;;
+esac
 extras=test
 if [ "$group" = parity ]; then extras=test,parity; fi
 if [ "$group" = exhaustive ]; then extras=test,curation-ray; fi
@@ -41,5 +45,4 @@ case "$group" in
   parity) check_style; pytest -m parity ;;
   aot) compile_ahead_of_time "exhaustive or not exhaustive" ;;
   all) check_style; pytest "${parallel[@]}" -m "not exhaustive and not parity"; compile_ahead_of_time "not exhaustive" ;;
-  *) echo "launch/test.sh: unknown group '$1'; choose fast, exhaustive, parity or aot, or leave it out for all" >&2; exit 2 ;;
 esac

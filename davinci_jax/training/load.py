@@ -33,8 +33,10 @@ def load_model(experiment: Experiment, step: int | None = None) -> tuple[Decoder
     folder = pathlib.Path(experiment.run.path).absolute() / "checkpoints"
     steps = sealed_steps(folder)
     if not steps or (step is not None and step not in steps):
-        what = "no checkpoint" if not steps else f"no whole checkpoint of this step, but of {steps}"
-        raise CheckpointError(str(folder), step, f"holds {what}", "train first, or name another step or run")
+        if not steps:
+            raise CheckpointError(str(folder), None, "holds no whole checkpoint", "train first, or name another run")
+        known = ", ".join(map(str, steps))
+        raise CheckpointError("--step", step, f"{folder} has no whole checkpoint of it", f"give one of {known}")
     problems = []
     for candidate in [step] if step is not None else reversed(steps):
         problem = find_damage(folder / str(candidate))

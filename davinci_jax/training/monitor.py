@@ -163,12 +163,13 @@ class Monitor:
         """Tells how the run ended and where its results lie."""
         if self._silent:
             return
+        steps = f"{done:,} step{'' if done == 1 else 's'}"
         if stopped_by:
             self._writer.event(stopped_by.lower(), step=done)
-            status = f"stopped by {stopped_by} after {done:,} steps; the same command continues"
+            status = f"stopped by {stopped_by} after {steps}; the same command continues"
         else:
             self._writer.event("finish", step=done)
-            status = f"finished after {done:,} steps"
+            status = f"finished after {steps}"
         self._display.finish(status, {"run": self._directory, "metrics": self._directory / "metrics.jsonl"})
 
     def _tell(self, event: str, step: int, text: str, **details: Any) -> None:

@@ -228,8 +228,9 @@ def _notes(experiment: Experiment, plan: dict[str, Any]) -> list[str]:
     for domain in experiment.data.domains:
         epochs = [source["total_epochs"] for source in plan["sources"] if source["domain"] == domain]
         if max(epochs) > 1:
-            repeating = f"{sum(value > 1 for value in epochs)} of {len(epochs)} {domain} sources"
-            notes.append(f"{repeating} repeat over the run, up to {max(epochs):.2f} epochs")
+            many = f"{sum(value > 1 for value in epochs)} of {len(epochs)} {domain} sources repeat"
+            repeating = many if len(epochs) > 1 else f"the only {domain} source repeats"
+            notes.append(f"{repeating} over the run, up to {max(epochs):.2f} epochs")
     for stage in experiment.curriculum:
         total = sum(stage.mixture.values())
         if not np.isclose(total, [1, 100], rtol=1e-9).any():

@@ -106,8 +106,8 @@ def _counts(plan: dict[str, Any]) -> str:
 
 
 def _per_token(value: float) -> str:
-    """Returns FLOPs with the digits that the report's figure has where it is of that size: 20.33 G."""
-    return f"{value / 1e9:.2f} G" if value >= 1e9 else flops(value)
+    """Returns FLOPs with the digits that the report's figure has where it is of that size: 20.33 GFLOP."""
+    return f"{value / 1e9:.2f} GFLOP" if value >= 1e9 else flops(value)
 
 
 def _params(number: int) -> str:
