@@ -24,12 +24,22 @@ if TYPE_CHECKING:
     from davinci_jax.curation.run import Prepared
     from davinci_jax.experiment.curation import CuratedSource
 
+_THERE = ("there", "collected")  # tasks of a stage, and of one that begins with an operation on the whole source
 _SECONDS = 0.5
 _LINE_SECONDS = 60.0  # where the console is no terminal
 
 
-def show_prepared(prepared: Prepared, whole: Sequence[bool], console: Console) -> None:
-    """Prints the files of a source and its stages: what is there, what will be computed."""
+def show_prepared(
+    prepared: Prepared, whole: Sequence[bool], console: Console, there: Sequence[int | None] = ()
+) -> None:
+    """Prints the files of a source and its stages: what is there, what will be computed.
+
+    Args:
+      prepared: the source.
+      whole: of each stage whether it is there.
+      console: where it is shown.
+      there: see `reuse.foresee`.
+    """
     source, plan = prepared.source, prepared.plan
     tasks, files = show_count(len(plan.tasks), "task"), show_count(plan.files, "file")
     head = f"{files}, {show_bytes(plan.bytes)} in {tasks}; recipe {prepared.result.name}"
@@ -38,15 +48,20 @@ def show_prepared(prepared: Prepared, whole: Sequence[bool], console: Console) -
         names = [f"{operation.level} {operation.name}" for operation in stage.operations]
         names = (["L0 acquire"] if n == 0 else []) + names
         state = ("there", "green") if done else ("to do", "yellow")
-        console.print(Text.assemble(f"  {stage.hash}  ", state, f"  {' · '.join(names)}"), soft_wrap=True)
+        few = "" if done or not there or there[n] is None else f", {there[n]:,} of {tasks} {_THERE[bool(stage.corpus)]}"
+        console.print(Text.assemble(f"  {stage.hash}  ", state, f"{few}  {' · '.join(names)}"), soft_wrap=True)
 
 
 def show_waiting(
-    source: CuratedSource, operations: Sequence[Operation | CorpusOperation], waits: Sequence[str], console: Console
+    source: CuratedSource,
+    operations: Sequence[Operation | CorpusOperation],
+    waits: Sequence[str],
+    why: str,
+    console: Console,
 ) -> None:
-    """Prints the steps of a source whose input other sources have yet to make."""
+    """Prints the steps of a source whose input other sources have yet to make, or to make anew."""
     names = " · ".join(f"{operation.level} {operation.name}" for operation in operations)
-    console.print(_declared(source, f"goes on from {', '.join(waits)}, not there yet\n  {names}"), soft_wrap=True)
+    console.print(_declared(source, f"goes on from {', '.join(waits)}, {why}\n  {names}"), soft_wrap=True)
 
 
 def _declared(source: CuratedSource, more: str) -> Text:

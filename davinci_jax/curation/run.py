@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import functools
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from datatrove.executor.base import PipelineExecutor
 
 CURRENT = "current"  # the link to the newest result of a source
+_TOLD_BYTES = 2**30  # of earlier results: from there on it takes seconds to check them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,21 +148,28 @@ def curate(config: CurationConfig, console: Console | None = None) -> list[Curat
 def show_plan(config: CurationConfig, console: Console | None = None) -> None:
     """Prints files, tasks and stages of every source, and which stages are there; changes nothing.
 
-    A source that goes on from an earlier one of the config shows its steps alone until that one is made.
+    A source that goes on from an earlier one of the config shows its steps alone until that one is made, or made anew.
 
     Raises:
       ConfigError, DataError: as `curate` does.
     """
     from davinci_jax.curation.progress import show_prepared, show_waiting
+    from davinci_jax.curation.reuse import foresee
 
     check(config)
+    console, changes = console or Console(), []
     for n, source in enumerate(config.sources):
-        if waits := _unmade(config, source, config.sources[:n]):
-            show_waiting(source, _operations(source), waits, console or Console())
+        missing = _unmade(config, source, config.sources[:n])
+        if waits := missing or _unmade(config, source, config.sources[:n], changes):
+            why = "not there yet" if missing else "which changes"
+            show_waiting(source, _operations(source), waits, why, console)
+            changes.append(source.name)
             continue
         prepared = prepare(config, source)
-        whole = [is_whole(job, prepared.plan) for job in _jobs(config, prepared)]
-        show_prepared(prepared, whole, console or Console())
+        jobs = _jobs(config, prepared)
+        whole = [is_whole(job, prepared.plan) for job in jobs]
+        show_prepared(prepared, whole, console, foresee(jobs, prepared.plan))
+        changes += [] if all(whole) else [source.name]
 
 
 def _curate_source(config: CurationConfig, prepared: Prepared, console: Console) -> Curated | None:
@@ -224,13 +233,19 @@ def _run_stages(
             continue
         _write_plan(job.paths, prepared.plan)
         left = works(job, prepared.plan)
-        if taken := take_over(job, prepared.plan):
+        title = f"{prepared.source.name}: {left[0].title}"
+        if taken := take_over(job, prepared.plan, functools.partial(_tell_check, console, title)):
             tasks = f"{taken:,} of {len(prepared.plan.tasks):,} tasks"
-            _tell(console, f"{prepared.source.name}: {left[0].title}: {tasks} as in an earlier result")
+            _tell(console, f"{title}: {tasks} as in an earlier result")
         for work in left:
             with Progress(console, prepared.source.name, work, prepared.plan):
                 executor = execute(config, work, executor)
     return executor
+
+
+def _tell_check(console: Console, title: str, size: int) -> None:
+    if size >= _TOLD_BYTES:
+        _tell(console, f"{title}: reads {show_bytes(size)} of earlier results, to see whether they are as they were")
 
 
 def _jobs(config: CurationConfig, prepared: Prepared) -> list[StageJob]:

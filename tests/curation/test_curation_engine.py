@@ -20,9 +20,10 @@ import pytest
 import tokenizers
 from rich.console import Console
 
+import davinci_jax.curation.run
 from davinci_jax.curation import engine, executors, places, registry
 from davinci_jax.curation.documents import Document
-from davinci_jax.curation.run import curate
+from davinci_jax.curation.run import curate, show_plan
 from davinci_jax.errors import ConfigError, DataError
 from davinci_jax.experiment.curation import CuratedSource, CurationConfig, Input, Step
 from davinci_jax.experiment.overrides import apply_overrides
@@ -317,6 +318,56 @@ def test_what_is_damaged_of_an_earlier_collection_is_collected_again(raw, damage
     for file in corpus.glob("collected/*/texts"):
         damage(file)
     shouted_again(raw)
+
+
+@pytest.mark.parametrize("damage", ["no text", "a folder", "other counts"])
+def test_what_is_no_part_of_an_earlier_result_is_not_taken_over(raw, damage):
+    for mark in run(config(raw)).folder.parent.glob("*/made_by"):
+        if damage == "other counts":
+            (mark.parent / "counts").mkdir(exist_ok=True)
+            (mark.parent / "counts/x.json").write_text("{}")
+        elif damage == "no text":
+            mark.write_bytes(b"\xff\xfe")
+        else:
+            mark.unlink()
+            mark.mkdir()
+    assert (shouted_again(raw) == 11) == (damage != "other counts")
+
+
+def test_it_is_told_where_earlier_results_take_long_to_check(raw, monkeypatch):
+    monkeypatch.setattr(davinci_jax.curation.run, "_TOLD_BYTES", 1000)
+    run(config(raw))
+    (raw / "00.txt").write_text("text that is new")
+    curate(config(raw), Console(file=(out := io.StringIO()), width=1000))
+    told = "reads 1\\.\\d kB of earlier results, to see whether they are as they were"
+    assert re.findall(rf"^s: decode-utf8 \+ shout: {told}$", out.getvalue(), re.M)
+
+
+@pytest.mark.slow
+def test_a_plan_tells_how_much_is_there_before_anything_runs(many):
+    recipe = (RECIPE[0], Step("shout"), Step("drop-short", characters=14), Step("exact-duplicates"), Step("judge"))
+    first = config(many, recipe)
+    given = (Input(kind="documents", path=str(many.parent / "root/curated/s/current/documents"), name="in"),)
+    then = CuratedSource(name="t", domain="D", level="L4", inputs=given, recipe=(Step("exact-duplicates"),))
+    last = dataclasses.replace(
+        then, name="u", inputs=(dataclasses.replace(given[0], path=given[0].path.replace("/s/", "/t/")),)
+    )
+    made = dataclasses.replace(first, sources=(*first.sources, then, last))
+
+    def told():
+        show_plan(made, Console(file=(out := io.StringIO()), width=1000))
+        return re.findall(r"there  |to do(?:, .*?)?  |, which changes|, not there yet", out.getvalue())
+
+    tasks = len(list((run(first).folder / "documents").iterdir()))
+    assert told() == ["there  "] * 4 + [f"to do, 0 of {tasks} tasks there  ", "to do  ", ", not there yet"]
+    curate(made, Console(quiet=True))
+    (many / "141.txt").write_text("text that is new " * 2)
+    *foreseen, then, last = told()
+    assert (then, last) == (", which changes",) * 2
+    curate(first, Console(file=(out := io.StringIO()), width=1000))
+    taken = re.findall(r": (\d+ of \d+ tasks) as in an earlier result", out.getvalue())
+    words = ("there", "there", "collected")  # nothing can be known behind the third
+    assert foreseen == [*(f"to do, {tasks} {word}  " for tasks, word in zip(taken, words, strict=False)), "to do  "]
 
 
 def test_tasks_whose_tokens_are_counted_otherwise_are_not_taken_over(raw):
