@@ -78,6 +78,7 @@ class KeepLicences(Rule):
     licences: tuple[str, ...] = PERMISSIVE
     unknown: bool = False
     name = "keep-licences"
+    reads_text = False
 
     def __post_init__(self):
         if not self.licences and not self.unknown:

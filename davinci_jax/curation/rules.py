@@ -19,9 +19,14 @@ _GARBLED = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8f
 
 
 class Rule(abc.ABC):
-    """A rule that looks at one document at a time."""
+    """A rule that looks at one document at a time.
+
+    Attributes:
+      reads_text: a document whose bytes no step has read yet only seems empty to it.
+    """
 
     level = "L2"
+    reads_text = True
 
     def parameters(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -35,6 +40,10 @@ class Rule(abc.ABC):
             reason = self.reason(document)
             if reason is None:
                 yield document
+            elif self.reads_text and document.raw and not document.text:
+                reject(
+                    document, "no text yet: put a step that reads the bytes before (decode-utf8, html-text, pdf-text)"
+                )
             else:
                 reject(document, reason)
 
@@ -49,6 +58,7 @@ class DropPaths(Rule):
 
     paths: tuple[str, ...] = ()
     name = "drop-paths"
+    reads_text = False
 
     def parameters(self) -> dict[str, Any]:
         return {"folders": sorted(_TEST_FOLDERS), "paths": list(self.paths)}

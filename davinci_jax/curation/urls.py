@@ -30,6 +30,7 @@ class DropUrls(Rule):
     words: tuple[str, ...] = ()
     domains_file: str | None = None
     name = "drop-urls"
+    reads_text = False
 
     def __post_init__(self):
         if not (self.domains or self.words or self.domains_file):

@@ -3,6 +3,7 @@
 import pytest
 
 from davinci_jax.curation.documents import Document
+from davinci_jax.curation.licences import KeepLicences
 from davinci_jax.curation.rules import DropGarbled, DropPaths, DropShort, DropUnparsable
 
 
@@ -41,3 +42,12 @@ def test_paths_and_programs():
     assert kept(rule, *(document("x", name) for name in names)) == ["python/test.py", "python/testing/a.py"]
     texts = {"good": "x = '\\d'\n", "bad": "x = = 1\n", "null": "x = 1\0\n", "print": "print 'x'\n"}
     assert kept(DropUnparsable(), *(document(text, id) for id, text in texts.items())) == ["good"]
+
+
+def test_bytes_that_no_step_has_read_are_told_as_such():
+    """They would seem short or empty; where a rule does not look at the text, its own reason stands."""
+    page = document("", raw=b"<p>text</p>", licence="GPL-3.0-only")
+    for rule, expected in ((DropShort(5), "no text yet: put a step"), (KeepLicences(), "licence GPL-3.0-only")):
+        told = []
+        assert list(rule.apply(iter([page]), lambda _, reason, told=told: told.append(reason))) == []
+        assert told[0].startswith(expected)
