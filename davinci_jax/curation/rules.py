@@ -42,7 +42,7 @@ class Rule(abc.ABC):
                 yield document
             elif self.reads_text and document.raw and not document.text:
                 reject(
-                    document, "no text yet: put a step that reads the bytes before (decode-utf8, html-text, pdf-text)"
+                    document, "no text yet: put a step that reads its bytes before (decode-utf8, html-text, ...)"
                 )
             else:
                 reject(document, reason)
