@@ -252,7 +252,8 @@ class DocumentsReader(_Reader):
             known = {item.path for item in found}
             missing = (path for path in _counted(result) if path not in known)
             found = sorted([*found, *(Item(path, 0) for path in missing)], key=lambda item: item.path)
-        return [dataclasses.replace(item, stamp=f"{result.name}/{item.stamp}") for item in found]
+        stamps = (f"{result.name}/{_content(result, item)}" for item in found)
+        return [dataclasses.replace(item, stamp=stamp, time=None) for item, stamp in zip(found, stamps, strict=True)]
 
     def read(self, place: Place, item: Item) -> Iterator[Acquired | Document]:
         ours, number = _result_of(place) is not None, 0
@@ -314,6 +315,20 @@ def _result_of(place: Place) -> pathlib.Path | None:
         return None
     documents = path if path.is_dir() else path.parent
     return documents.parent if documents.name == "documents" and (documents.parent / "counts").is_dir() else None
+
+
+def _content(result: pathlib.Path, item: Item) -> str:
+    """Returns the digest that the counts of a documents file name, its stamp where it was changed since.
+
+    So a task of another source can be used again where the file has come out as it was in an earlier result.
+    """
+    counts = result / "counts" / f"{item.path.partition('.')[0]}.json"
+    try:
+        told = json.loads(counts.read_text(encoding="utf-8"))
+        changed = (result / "documents" / item.path).stat().st_mtime_ns > counts.stat().st_mtime_ns
+        return item.stamp if changed or told["file_bytes"] != item.size else told["output_digest"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return item.stamp
 
 
 def _counted(result: pathlib.Path) -> Iterator[str]:

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from davinci_jax.files import write_atomically
 
 REDUCE = "reduce"
 _NOTES = "notes"
+_RESULT = re.compile(r'(?<=", )(\d+, ")[0-9a-f]{16}/(?=[0-9a-f]{32}")')  # size and stamp of `DocumentsReader`
 
 
 class Paths(NamedTuple):
@@ -207,8 +209,11 @@ def joint_digest(digests: Sequence[str | None]) -> str | None:
 
 
 def files_digest(line: str) -> str:
-    """Returns the digest of the files of a task, given its line of the plan."""
-    return hashlib.sha256(line.encode()).hexdigest()[:32]
+    """Returns the digest of the files of a task, given its line of the plan.
+
+    Where they are documents of another source it does not matter which of its results holds them.
+    """
+    return hashlib.sha256(_RESULT.sub(r"\1", line).encode()).hexdigest()[:32]
 
 
 def digests_before(job: StageJob, plan: Plan) -> list[str | None]:

@@ -803,6 +803,30 @@ def test_documents_of_one_source_can_be_the_input_of_another(raw):
     assert after[0]["level"] == "L4"
 
 
+def test_documents_of_another_source_that_came_out_as_they_were_are_not_gone_through_again(raw):
+    recipe = (RECIPE[0], Step("exact-duplicates"))
+    given = (Input(kind="documents", path=str(raw.parent / "root/curated/s/current/documents"), name="in"),)
+    then = CuratedSource(name="t", domain="D", level="L2", inputs=given, recipe=(Step("shout"),))
+
+    made = config(raw, recipe)
+    made = dataclasses.replace(made, sources=(*made.sources, then))
+
+    def shouted():
+        CALLS.clear()
+        _, result = curate(made, Console(quiet=True))
+        return CALLS["shout"], len(records(result.folder / "documents"))
+
+    assert shouted() == (11, 11)
+    (raw / "99.txt").write_text("text that is new")
+    asked, documents = shouted()
+    assert (0 < asked < 6, documents) == (True, 12)
+    # Of a file that was changed by hand the counts say nothing.
+    os.utime(raw.parent / "root/curated/s/current/documents/000000.jsonl.gz")
+    asked, documents = shouted()
+    assert (0 < asked < 6, documents) == (True, 12)
+    assert shouted() == (0, 12)
+
+
 def test_documents_read_as_they_were_written():
     document = Document(
         id="a",
