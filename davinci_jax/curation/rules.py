@@ -41,9 +41,7 @@ class Rule(abc.ABC):
             if reason is None:
                 yield document
             elif self.reads_text and document.raw and not document.text:
-                reject(
-                    document, "no text yet: put a step that reads its bytes before (decode-utf8, html-text, ...)"
-                )
+                reject(document, "no text yet: put a step that reads its bytes before (decode-utf8, html-text, ...)")
             else:
                 reject(document, reason)
 
