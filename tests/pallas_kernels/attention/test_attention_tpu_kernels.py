@@ -37,7 +37,7 @@ def check(
         (("q_segments", "kv_segments"), segments),
         (("q_positions", "kv_positions"), positions),
     ):
-        masks |= dict(zip(names, pair, strict=True)) if pair else {}
+        masks |= {name: mask for name, mask in zip(names, pair or (), strict=False) if mask is not None}
     mask = attention_reference.visible(spec, batch, queries, keys, **masks)
     out, lse, dq, dk, dv, _ = attention_reference.attention(
         *(np.asarray(x, np.float64) for x in (q, k, v)),
