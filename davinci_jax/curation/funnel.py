@@ -212,11 +212,11 @@ def _shown(step: dict[str, Any]) -> tuple[str, ...]:
     return (
         step["level"],
         step["operation"],
-        f"{step['documents_in']} -> {step['documents_out']:>7}",
+        f"{step['documents_in']:,} -> {step['documents_out']:>7,}",
         f"{show_bytes(step['bytes_in'])} -> {show_bytes(step['bytes_out']):>8}",
         f"{show_tokens(step['tokens_in'])} -> {show_tokens(step['tokens_out']):>6}",
-        str(step["rejected"]),
-        str(step["failed"]),
+        f"{step['rejected']:,}",
+        f"{step['failed']:,}",
         f"{step['seconds']:.1f}",
     )
 

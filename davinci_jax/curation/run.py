@@ -207,7 +207,7 @@ def _complete(prepared: Prepared, jobs: Sequence[StageJob], built: bool, console
     if built:
         _tell(console, funnels.show_funnel(known["steps"]))
     state = f"{'made' if built else 'up to date'}: {prepared.result}"
-    made = f"{show_count(known['documents'], 'document')}, {show_bytes(known['bytes'])} {state}"
+    made = f"{show_count(known['documents'], 'document')}, {show_bytes(known['bytes'])}, {state}"
     for line in (made, *notes):
         _tell(console, f"{prepared.source.name}: {line}")
     return known

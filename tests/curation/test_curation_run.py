@@ -426,7 +426,7 @@ def test_a_source_that_keeps_no_document_says_why_and_leaves_an_earlier_result_i
 def test_a_path_is_told_as_it_is(tmp_path, texts):
     config = CurationConfig(root=str(tmp_path / "a[bold]b"), sources=(folder_source("first", texts),), workers=1)
     [result] = curate(config, Console(file=(told := io.StringIO()), width=40))
-    assert f"first: 1 document, 6 B made: {result.folder}\n" in told.getvalue()
+    assert f"first: 1 document, 6 B, made: {result.folder}\n" in told.getvalue()
     assert f"report: {config.root}/curated/report.html\n" in told.getvalue()
 
 
