@@ -133,9 +133,9 @@ def hearing(group, number):
     ("workers", "send", "number"),
     [
         (1, os.killpg, signal.SIGINT),
-        (2, os.killpg, signal.SIGINT),
-        (2, os.kill, signal.SIGTERM),
         (2, os.killpg, signal.SIGTERM),
+        pytest.param(2, os.killpg, signal.SIGINT, marks=pytest.mark.exhaustive),
+        pytest.param(2, os.kill, signal.SIGTERM, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_run_that_is_told_to_stop_leaves_nobody_behind_and_continues(raw, tmp_path, workers, send, number):
